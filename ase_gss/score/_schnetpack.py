@@ -1,0 +1,24 @@
+"""The building blocks taken from SchNetPack, imported in one place.
+
+SchNetPack 2.0 imports a type variable that torch 2.13 no longer defines; it is put back before the import. SchNetPack
+2.1 would not need it but pins sympy so low that torch falls back to 2.4.
+"""
+
+from typing import TypeVar
+
+import torch.utils.data.dataloader as _dataloader
+
+if not hasattr(_dataloader, "T_co"):
+    _dataloader.T_co = TypeVar("T_co", covariant=True)
+
+from schnetpack.nn import CosineCutoff, GaussianRBF, build_gated_equivariant_mlp, replicate_module  # noqa: E402
+from schnetpack.representation.painn import PaiNNInteraction, PaiNNMixing  # noqa: E402
+
+__all__ = [
+    "CosineCutoff",
+    "GaussianRBF",
+    "PaiNNInteraction",
+    "PaiNNMixing",
+    "build_gated_equivariant_mlp",
+    "replicate_module",
+]

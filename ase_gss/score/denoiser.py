@@ -1,0 +1,105 @@
+"""From network to denoiser: preconditioning, and what a free molecule's centre of mass must do."""
+
+import torch
+from torch import nn
+
+from ase_gss.score.network import ScoreNetwork
+
+#: Å; root mean square coordinate of an atom about the centre of an N-atom molecule is close to this times N^(1/3).
+EXTENT = 0.55
+
+
+def sum_by_structure(values: torch.Tensor, structure: torch.Tensor, n_structures: int) -> torch.Tensor:
+    """Sum values (A, ...) over the atoms of each structure: (S, ...)."""
+    total = torch.zeros((n_structures, *values.shape[1:]), dtype=values.dtype, device=values.device)
+    return total.index_add(0, structure, values)
+
+
+def all_pairs(structure: torch.Tensor, n_structures: int) -> torch.Tensor:
+    """Ordered pairs (2, E) of different atoms of one structure.
+
+    Parameters
+    ----------
+    structure : Tensor, shape (A,)
+        Index of the structure of each atom, ascending.
+    n_structures : int
+        Number of structures.
+    """
+    counts = torch.bincount(structure, minlength=n_structures)
+    first = torch.cumsum(counts, 0) - counts
+    partners = counts[structure]
+    i = torch.repeat_interleave(torch.arange(len(structure), device=structure.device), partners)
+    start = torch.repeat_interleave(torch.cumsum(partners, 0) - partners, partners)
+    j = torch.arange(len(i), device=structure.device) - start + first[structure[i]]
+    different = i != j
+    return torch.stack([i[different], j[different]])
+
+
+class Denoiser(nn.Module):
+    """Estimate of the clean structure from a noised one.
+
+    The network's output F of order one is turned into positions as in EDM (Karras et al., arXiv:2206.00364, Eq. 7),
+    about the centre of the structure as it is, with the extent of a molecule of N atoms as the scale of the data:
+
+        D(x) = centre + c_skip (x - centre) + c_out F(x)
+
+    Where every atom has noise, the centre stays where it is. An atom with sigma = 0 is context and stays too.
+
+    Parameters
+    ----------
+    **network
+        Keyword arguments of `ScoreNetwork`.
+    """
+
+    def __init__(self, **network) -> None:
+        super().__init__()
+        self.network = ScoreNetwork(**network)
+
+    def scales(
+        self, sigma: torch.Tensor, structure: torch.Tensor, n_structures: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """c_skip and c_out, both (A, 1), for noise levels (A,) in Å."""
+        extent = EXTENT * torch.bincount(structure, minlength=n_structures)[structure].to(sigma.dtype) ** (1 / 3)
+        variance = extent**2 + sigma**2
+        return (extent**2 / variance)[:, None], (sigma * extent / variance.sqrt())[:, None]
+
+    def raw(
+        self,
+        numbers: torch.Tensor,
+        positions: torch.Tensor,
+        sigma: torch.Tensor,
+        structure: torch.Tensor,
+        n_structures: int,
+    ) -> torch.Tensor:
+        """The network's output F (A, 3); zero for context, without a net shift where all atoms have noise."""
+        pairs = all_pairs(structure, n_structures)
+        vectors = positions[pairs[1]] - positions[pairs[0]]
+        near = (vectors**2).sum(dim=1) < self.network.cutoff**2
+        output = self.network(numbers, sigma, pairs[:, near], vectors[near])
+        free = (sigma > 0).to(output.dtype)[:, None]
+        counts = sum_by_structure(torch.ones_like(free), structure, n_structures)
+        whole = sum_by_structure(free, structure, n_structures) == counts
+        shift = sum_by_structure(output, structure, n_structures) / counts * whole
+        return (output - shift[structure]) * free
+
+    def centres(self, positions: torch.Tensor, structure: torch.Tensor, n_structures: int) -> torch.Tensor:
+        """Centre (A, 3) of the structure of each atom."""
+        counts = torch.bincount(structure, minlength=n_structures)[:, None]
+        return (sum_by_structure(positions, structure, n_structures) / counts)[structure]
+
+    def forward(
+        self,
+        numbers: torch.Tensor,
+        positions: torch.Tensor,
+        sigma: torch.Tensor,
+        structure: torch.Tensor,
+        n_structures: int,
+    ) -> torch.Tensor:
+        """Clean positions (A, 3) in Å from noised positions (A, 3) and noise levels (A,), both in Å.
+
+        `structure` (A,), ascending, gives the structure of each atom; `numbers` (A,) are atomic numbers.
+        """
+        c_skip, c_out = self.scales(sigma, structure, n_structures)
+        centre = self.centres(positions, structure, n_structures)
+        output = self.raw(numbers, positions, sigma, structure, n_structures)
+        return centre + c_skip * (positions - centre) + c_out * output

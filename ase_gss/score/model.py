@@ -1,0 +1,144 @@
+"""Model files, and the score as everything else sees it: numpy in, numpy out."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ase_gss.errors import InputError
+from ase_gss.score.denoiser import Denoiser
+from ase_gss.score.elements import MAX_ATOMIC_NUMBER
+
+FORMAT = "ase-gss score 1"
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def save_model(denoiser: Denoiser, network: dict, card: dict, path: str) -> None:
+    """Write a model file, whole or not at all.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        The weights to keep.
+    network : dict
+        Keyword arguments with which `denoiser` was made.
+    card : dict
+        Data, what was held out, losses: plain numbers, strings and lists.
+    path : str
+        Where to.
+    """
+    state = {key: value.detach().cpu().clone() for key, value in denoiser.state_dict().items()}
+    unfinished = f"{path}.{os.getpid()}.part"
+    torch.save({"format": FORMAT, "network": network, "card": card, "state": state}, unfinished)
+    os.replace(unfinished, path)
+
+
+class Score:
+    """A learned score, grad log p_sigma(x), for batches of different structures.
+
+    Attributes
+    ----------
+    name : str
+        Name or path it was loaded by.
+    card : dict
+        Where it comes from: data, what was held out, validation losses.
+    calls : int
+        Score calls so far (one network evaluation of one structure each).
+    """
+
+    #: Structures in one evaluation of the network: more do not fit the cache and are slower.
+    chunk = 32
+
+    def __init__(self, denoiser: Denoiser, name: str = "score", card: dict | None = None, device: str = "cpu") -> None:
+        self.denoiser = denoiser.to(device).eval()
+        self.name, self.card, self.device = name, card or {}, device
+        self.calls = 0
+
+    def __call__(
+        self, numbers: np.ndarray, positions: np.ndarray, sigma: np.ndarray, structure: np.ndarray
+    ) -> np.ndarray:
+        """Scores of all atoms.
+
+        Parameters
+        ----------
+        numbers : ndarray, shape (A,)
+            Atomic numbers.
+        positions : ndarray, shape (A, 3)
+            Å.
+        sigma : ndarray, shape (A,)
+            Noise level of each atom, Å; 0 for a fixed atom, which is context.
+        structure : ndarray, shape (A,)
+            Structure of each atom: 0, 0, ..., 1, 1, ..., ascending without gaps.
+
+        Returns
+        -------
+        ndarray, shape (A, 3)
+            1/Å; 0 for fixed atoms.
+        """
+        numbers, sigma, structure = np.asarray(numbers), np.asarray(sigma), np.asarray(structure)
+        n_structures = int(structure[-1]) + 1
+        score = np.empty((len(numbers), 3))
+        for start in range(0, n_structures, self.chunk):
+            low, high = np.searchsorted(structure, [start, min(start + self.chunk, n_structures)])
+            part = slice(low, high)
+            score[part] = self._evaluate(numbers[part], positions[part], sigma[part], structure[part] - start)
+        self.calls += n_structures
+        return score
+
+    def _evaluate(self, numbers, positions, sigma, structure) -> np.ndarray:
+        # Centred before rounding to single precision: far from the origin the small sigmas would drown.
+        n_structures = int(structure[-1]) + 1
+        counts = np.bincount(structure)[:, None]
+        centre = np.add.reduceat(positions, np.searchsorted(structure, np.arange(n_structures))) / counts
+        centred = torch.as_tensor((positions - centre[structure]).astype(np.float32), device=self.device)
+        with torch.inference_mode():
+            clean = self.denoiser(
+                torch.as_tensor(numbers, device=self.device),
+                centred,
+                torch.as_tensor(sigma.astype(np.float32), device=self.device),
+                torch.as_tensor(structure, device=self.device),
+                n_structures,
+            )
+        displacement = (clean - centred).double().cpu().numpy()
+        safe = np.where(sigma > 0, sigma, 1.0)[:, None]
+        return displacement / safe**2 * (sigma > 0)[:, None]
+
+    def check_elements(self, numbers: np.ndarray) -> None:
+        """Raise `InputError` for an element without descriptors."""
+        beyond = sorted({int(z) for z in numbers if not 0 < z <= MAX_ATOMIC_NUMBER})
+        if beyond:
+            raise InputError(f"The score has no descriptors for atomic number {beyond[0]}; it knows 1 to 96.")
+
+
+def load_score(name: str | os.PathLike | Score, device: str = "cpu") -> Score:
+    """Load a score that ships with the package, or a model file.
+
+    Parameters
+    ----------
+    name : str, path or Score
+        "molecules", or the path of a file that `ase-gss train` wrote. A `Score` is returned as it is.
+    device : str
+        "cpu" or "cuda".
+
+    Raises
+    ------
+    InputError
+        Where there is no such file, or it is not a model file.
+    """
+    if isinstance(name, Score):
+        return name
+    shipped = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
+    path = WEIGHTS / f"{name}.pt" if str(name) in shipped else Path(name)
+    if not path.is_file():
+        raise InputError(f"No score {str(name)!r}: give one of {', '.join(shipped)} or the path of a model file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is not a model file that ase-gss can read safely ({type(error).__name__}).") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is not a model file of the format {FORMAT!r}.")
+    denoiser = Denoiser(**content["network"])
+    denoiser.load_state_dict(content["state"])
+    return Score(denoiser, name=str(name), card=content["card"], device=device)

@@ -1,0 +1,139 @@
+"""The noise-conditional equivariant network: SchNetPack's PaiNN blocks, elements as descriptors, sigma per atom."""
+
+import torch
+from ase.data import covalent_radii
+from torch import nn
+
+from ase_gss.score._schnetpack import (
+    CosineCutoff,
+    GaussianRBF,
+    PaiNNInteraction,
+    PaiNNMixing,
+    build_gated_equivariant_mlp,
+    replicate_module,
+)
+from ase_gss.score.elements import MAX_ATOMIC_NUMBER, element_table
+
+
+class ElementEmbedding(nn.Module):
+    """Features of an atom from its element's descriptors.
+
+    The group enters as a class, period, radius and electronegativity as numbers. `jitter` adds Gaussian noise to the
+    numbers while training, of a size with which neighbouring elements cannot be told apart by them alone: a network
+    that has seen two periods must lean on the group, and then sulfur is read as a larger oxygen.
+    """
+
+    def __init__(self, n_features: int, jitter: float = 0.0) -> None:
+        super().__init__()
+        classes, values = element_table()
+        self.register_buffer("classes", torch.tensor(classes, dtype=torch.float32), persistent=False)
+        self.register_buffer("values", torch.tensor(values, dtype=torch.float32), persistent=False)
+        self.jitter = jitter
+        n_inputs = classes.shape[1] + values.shape[1]
+        self.mlp = nn.Sequential(nn.Linear(n_inputs, n_features), nn.SiLU(), nn.Linear(n_features, n_features))
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Features (A, F) of atomic numbers (A,)."""
+        values = self.values[numbers]
+        if self.training and self.jitter > 0:
+            values = values + self.jitter * torch.randn_like(values)
+        return self.mlp(torch.cat([self.classes[numbers], values], dim=1))
+
+
+class SigmaEmbedding(nn.Module):
+    """Features of a noise level: Gaussians in ln(sigma), and a mark for atoms without noise."""
+
+    def __init__(self, n_features: int, sigma_min: float, sigma_max: float, n_basis: int = 24) -> None:
+        super().__init__()
+        low, high = float(torch.tensor(sigma_min).log()), float(torch.tensor(sigma_max).log())
+        self.low = low
+        self.basis = GaussianRBF(n_rbf=n_basis, start=low, cutoff=high)
+        self.mlp = nn.Sequential(nn.Linear(n_basis + 1, n_features), nn.SiLU(), nn.Linear(n_features, n_features))
+
+    def forward(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Features (A, F) of noise levels (A,) in Å; 0 marks an atom that is context."""
+        fixed = (sigma <= 0).to(sigma.dtype)
+        log_sigma = torch.where(sigma > 0, sigma, torch.ones_like(sigma)).log().clamp_min(self.low)
+        basis = self.basis(log_sigma) * (1 - fixed)[:, None]
+        return self.mlp(torch.cat([basis, fixed[:, None]], dim=1))
+
+
+class ScoreNetwork(nn.Module):
+    """One equivariant vector for each atom of a batch of noised structures.
+
+    Pairs enter by their direction and by the distance beyond touching, d - (r_i + r_j) with covalent radii r: bonds
+    of all elements lie near 0, so what is learned from C-O carries over to C-S. The values are spread by asinh, which
+    resolves bonds finely and far pairs coarsely.
+
+    Parameters
+    ----------
+    n_features, n_blocks, n_basis : int
+        Width, number of PaiNN blocks, number of radial functions.
+    cutoff : float
+        Largest pair distance seen, Å.
+    sigma_min, sigma_max : float
+        Range of noise levels that the input resolves, Å.
+    jitter : float
+        See `ElementEmbedding`.
+    """
+
+    def __init__(
+        self,
+        n_features: int = 64,
+        n_blocks: int = 4,
+        n_basis: int = 32,
+        cutoff: float = 12.0,
+        sigma_min: float = 0.005,
+        sigma_max: float = 12.0,
+        jitter: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.n_features = n_features
+        self.cutoff = cutoff
+        self.element = ElementEmbedding(n_features, jitter)
+        self.sigma = SigmaEmbedding(n_features, sigma_min, sigma_max)
+        self.sigma_to_block = nn.ModuleList(nn.Linear(n_features, n_features) for _ in range(n_blocks))
+        self.basis = GaussianRBF(n_rbf=n_basis, start=-1.5, cutoff=3.2)
+        self.cutoff_function = CosineCutoff(cutoff)
+        self.filters = nn.Linear(n_basis, n_blocks * 3 * n_features)
+        self.interactions = replicate_module(lambda: PaiNNInteraction(n_features, nn.functional.silu), n_blocks, False)
+        self.mixing = replicate_module(lambda: PaiNNMixing(n_features, nn.functional.silu), n_blocks, False)
+        self.readout = build_gated_equivariant_mlp(n_in=n_features, n_out=1, n_hidden=n_features, n_layers=2)
+        radii = torch.tensor(covalent_radii[: MAX_ATOMIC_NUMBER + 1], dtype=torch.float32)
+        self.register_buffer("radii", radii, persistent=False)
+
+    def forward(
+        self, numbers: torch.Tensor, sigma: torch.Tensor, pairs: torch.Tensor, vectors: torch.Tensor
+    ) -> torch.Tensor:
+        """Vectors of order one.
+
+        Parameters
+        ----------
+        numbers : Tensor, shape (A,)
+            Atomic numbers of all structures, one after the other.
+        sigma : Tensor, shape (A,)
+            Noise level of each atom, Å.
+        pairs : Tensor, shape (2, E)
+            Receiving and sending atom of every pair.
+        vectors : Tensor, shape (E, 3)
+            From the receiving to the sending atom, Å.
+
+        Returns
+        -------
+        Tensor, shape (A, 3)
+        """
+        i, j = pairs[0], pairs[1]
+        distance = vectors.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        direction = vectors / distance
+        gap = torch.asinh(distance[:, 0] - self.radii[numbers[i]] - self.radii[numbers[j]])
+        filters = self.filters(self.basis(gap)) * self.cutoff_function(distance)
+        filters = filters[:, None].split(3 * self.n_features, dim=-1)
+        noise = self.sigma(sigma)
+        q = (self.element(numbers) + noise)[:, None]
+        mu = torch.zeros((len(numbers), 3, self.n_features), dtype=q.dtype, device=q.device)
+        for block, to_block in enumerate(self.sigma_to_block):
+            q = q + to_block(noise)[:, None]
+            q, mu = self.interactions[block](q, mu, filters[block], direction, i, j, len(numbers))
+            q, mu = self.mixing[block](q, mu)
+        _, vector = self.readout((q[:, 0], mu))
+        return vector[..., 0]

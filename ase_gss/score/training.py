@@ -1,0 +1,211 @@
+"""Denoising score matching on Lightning: `ase-gss train`."""
+
+import math
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from ase_gss.score.data import NoisedBatches, Structures, add_noise, read_structures
+from ase_gss.score.denoiser import Denoiser
+from ase_gss.score.model import save_model
+
+#: Noise levels (Å) at which the validation loss is reported.
+VALIDATION_SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+N_VALIDATION = 320
+
+
+class ScoreTraining(lightning.LightningModule):
+    """One training run.
+
+    The loss is the mean squared error of the network's output F against the value that would restore the clean
+    structure exactly (EDM's weighting; Karras et al., arXiv:2206.00364, Eq. 8): 1 means nothing learned.
+
+    Parameters
+    ----------
+    network : dict
+        Keyword arguments of `ScoreNetwork`.
+    learning_rate : float
+        Peak of a linear warm-up and a cosine decay.
+    steps : int
+        Optimizer steps of the whole run.
+    output : str
+        Model file, written at every validation.
+    card : dict
+        What the model file says about its origin.
+    """
+
+    def __init__(self, network: dict, learning_rate: float, steps: int, output: str, card: dict) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.denoiser = Denoiser(**network)
+        self.seconds = 0.0
+        self._since = time.monotonic()
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Squared error (A,) of each atom; 0 for context."""
+        structure, n_structures = batch["structure"], int(batch["structure"][-1]) + 1
+        output = self.denoiser.raw(batch["numbers"], batch["noised"], batch["sigma"], structure, n_structures)
+        c_skip, c_out = self.denoiser.scales(batch["sigma"], structure, n_structures)
+        centre = self.denoiser.centres(batch["noised"], structure, n_structures)
+        free = batch["sigma"] > 0
+        target = (batch["clean"] - centre - c_skip * (batch["noised"] - centre)) / c_out.clamp_min(1e-6)
+        return ((output - target) ** 2).mean(dim=1) * free
+
+    def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean loss of the free atoms."""
+        loss = self.loss(batch).sum() / (batch["sigma"] > 0).sum()
+        self.log("loss", loss, prog_bar=True, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: dict[str, torch.Tensor]) -> None:
+        """Loss at one noise level."""
+        self.log(f"validation_{batch['sigma'][0]:g}", self.loss(batch).mean(), batch_size=1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Write the model (the averaged weights are in place now) and what has been reached."""
+        if self.trainer.sanity_checking:
+            return
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        losses = {key: round(float(value), 4) for key, value in self.trainer.callback_metrics.items() if "_" in key}
+        reached = {"steps": self.global_step, "training_seconds": round(self.seconds), "validation_loss": losses}
+        save_model(self.denoiser, self.hparams.network, self.hparams.card | reached, self.hparams.output)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the time spent."""
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Go on counting the time spent."""
+        self.seconds = checkpoint["seconds"]
+
+    def configure_optimizers(self) -> dict:
+        """AdamW; warm-up over the first 2 %, then a cosine to 1 % of the peak."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate, weight_decay=1e-4)
+        steps, warm_up = self.hparams.steps, max(1, self.hparams.steps // 50)
+
+        def factor(step: int) -> float:
+            if step < warm_up:
+                return (step + 1) / warm_up
+            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / (steps - warm_up))))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def validation_batches(structures: Structures, seed: int) -> list[dict[str, torch.Tensor]]:
+    """All validation structures at each level of `VALIDATION_SIGMAS`, in batches; the same at every call."""
+    rng = np.random.default_rng(seed)
+    parts = np.array_split(np.arange(len(structures)), math.ceil(len(structures) / 32))
+    return [
+        add_noise(structures, part, np.full(len(part), sigma), rng, context=0.0)
+        for sigma in VALIDATION_SIGMAS
+        for part in parts
+    ]
+
+
+def git_revision() -> str:
+    """Revision of the code that trains, "unknown" outside of a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def train(
+    source: str,
+    output: str,
+    *,
+    hold_out: tuple[str, ...] = (),
+    steps: int = 100_000,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    n_features: int = 64,
+    n_blocks: int = 4,
+    device: str = "cpu",
+    validate_every: int = 1000,
+    compile_network: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Train a score and write it to `output`; resume where `output`.checkpoints/last.ckpt exists.
+
+    Parameters
+    ----------
+    source : str
+        "qm9pack" or a file that ASE reads.
+    output : str
+        Model file, written anew at every validation; checkpoints and loss curves go to `output`.checkpoints.
+    hold_out : tuple of str
+        Formulas left out of training and validation.
+    steps, batch_size, learning_rate : int, int, float
+        Optimizer steps, structures in a step, peak learning rate.
+    n_features, n_blocks : int
+        Size of the network.
+    device : str
+        "cpu" or "cuda".
+    validate_every : int
+        Steps between validations, model files and checkpoints.
+    compile_network : bool
+        Use torch.compile (needs a C++ compiler; about twice as fast on a CPU).
+    seed : int
+        Seed of split, noise and initial weights.
+    progress : bool
+        Show a progress bar.
+    """
+    structures = read_structures(source, hold_out)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(structures))
+    n_validation = min(N_VALIDATION, max(1, len(structures) // 10))
+    validation, training = structures.select(order[:n_validation]), structures.select(np.sort(order[n_validation:]))
+    folder = Path(output + ".checkpoints")
+    last = folder / "last.ckpt"
+    torch.manual_seed(seed)
+    network = {"n_features": n_features, "n_blocks": n_blocks}
+    card = {
+        "data": source,
+        "structures": len(training),
+        "elements": sorted({int(z) for z in np.unique(training.numbers)}),
+        "held_out": list(hold_out),
+        "batch_size": batch_size,
+        "seed": seed,
+        "git_revision": git_revision(),
+    }
+    module = ScoreTraining(network, learning_rate, steps, output, card)
+    if compile_network:
+        module.denoiser.network.compile(dynamic=True)
+    sigma_range = 0.01, 8.0
+    # After a restart the stream goes on with other numbers instead of repeating its beginning.
+    stream = NoisedBatches(training, batch_size, sigma_range, seed + 1 + (os.getpid() if last.exists() else 0))
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = lightning.Trainer(
+        accelerator="gpu" if device.startswith("cuda") else device,
+        devices=1,
+        max_steps=steps,
+        val_check_interval=validate_every,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        logger=CSVLogger(folder, name="log"),
+        log_every_n_steps=100,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        callbacks=[
+            EMAWeightAveraging(decay=0.999),
+            ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=validate_every),
+            *([TQDMProgressBar(refresh_rate=50)] if progress else []),
+        ],
+    )
+    trainer.fit(
+        module,
+        DataLoader(stream, batch_size=None),
+        DataLoader(validation_batches(validation, seed), batch_size=None),
+        ckpt_path=str(last) if last.exists() else None,
+        weights_only=True,
+    )
