@@ -1,0 +1,71 @@
+"""Physical forces: the one place where a calculator is called, counted, and where its failures are caught."""
+
+from collections.abc import Callable
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+CalculatorFactory = Callable[[], Calculator]
+
+
+class CalculatorFailure(RuntimeError):
+    """A physical calculator raised or returned numbers that are not finite; the message says which."""
+
+
+class CountedCalculator(Calculator):
+    """Another calculator, its force calls counted and its failures turned into `CalculatorFailure`.
+
+    Every property that the calculator computes on the way is kept, so that energy and forces of one structure are
+    one force call.
+
+    Parameters
+    ----------
+    calculator : ase calculator
+        The physical calculator.
+
+    Attributes
+    ----------
+    calls : int
+        Force calls so far, failed ones included.
+    """
+
+    def __init__(self, calculator: Calculator) -> None:
+        super().__init__()
+        self.calculator = calculator
+        self.implemented_properties = list(calculator.implemented_properties)
+        self.calls = 0
+
+    def calculate(self, atoms: Atoms | None = None, properties=None, system_changes=all_changes) -> None:
+        """Energy and forces, and whatever else `properties` asks for."""
+        super().calculate(atoms, properties, system_changes)
+        self.calls += 1
+        wanted = dict.fromkeys(["energy", "forces", *(properties or [])])
+        try:
+            for name in wanted:
+                self.calculator.get_property(name, self.atoms)
+            results = dict(self.calculator.results)
+        except Exception as error:  # whatever a foreign code raises ends one calculation, not the search
+            self.calculator.reset()
+            reason = " ".join(str(error).split()) or "no message"
+            raise CalculatorFailure(f"{type(error).__name__}: {reason}") from error
+        for name in ("energy", "forces"):
+            if not np.all(np.isfinite(results[name])):
+                self.calculator.reset()
+                raise CalculatorFailure(f"the calculator returned {name} that are not finite")
+        self.results = results
+
+
+def energy_and_forces(atoms: Atoms, positions: np.ndarray, calculator: CountedCalculator) -> tuple[float, np.ndarray]:
+    """Energy (eV) and forces (N, 3) in eV/Å at the given positions (N, 3) in Å; the atoms are not touched.
+
+    Raises
+    ------
+    CalculatorFailure
+        Where the calculator fails.
+    """
+    copy = atoms.copy()
+    copy.set_constraint()
+    copy.positions = positions
+    copy.calc = calculator
+    return float(copy.get_potential_energy()), copy.get_forces()
