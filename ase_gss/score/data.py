@@ -106,7 +106,7 @@ def balanced_weights(structures: Structures) -> np.ndarray:
 
 
 def sample_sigma(rng: np.random.Generator, size: int, low: float, high: float) -> np.ndarray:
-    """Noise levels (size,) in Å: log-normal about 0.5 Å, where bonds are decided, as long tails as [low, high] allows."""
+    """Noise levels (size,) in Å: log-normal about 0.5 Å, where bonds are decided, within [low, high]."""
     return np.exp(rng.normal(np.log(0.5), 1.4, size)).clip(low, high)
 
 

@@ -1,4 +1,4 @@
-"""What the network knows about an element before it has seen it: its place in the periodic table, not a row of its own."""
+"""What the network knows about an element before it has seen it: its place in the periodic table."""
 
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii

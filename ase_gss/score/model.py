@@ -136,7 +136,9 @@ def load_score(name: str | os.PathLike | Score, device: str = "cpu") -> Score:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is not a model file that ase-gss can read safely ({type(error).__name__}).") from error
+        raise InputError(
+            f"{path} is not a model file that ase-gss can read safely ({type(error).__name__})."
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a model file of the format {FORMAT!r}.")
     denoiser = Denoiser(**content["network"])

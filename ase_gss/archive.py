@@ -1,0 +1,223 @@
+"""The database of a search: an ASE database (SQLite) with one row for each trial, and what has been refined.
+
+A trial counts as finished once its row is written. SQLite's own locking is used; ASE's lock file would outlive a kill.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ase import Atoms
+from ase.db import connect
+from ase.db.row import AtomsRow
+
+from ase_gss.errors import InputError
+from ase_gss.trial import Ended, Trial
+
+SCHEMA = 1
+
+#: Settings that must be the same when a search is resumed: other values would make another search.
+FIXED_SETTINGS = ("formula", "calculator", "charge", "multiplicity", "fmax", "seed")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished trial as it stands in the database.
+
+    Attributes
+    ----------
+    number, force_calls, score_calls, verification_calls : int
+        As in `Trial`.
+    ended, reason : Ended, str
+        As in `Trial`.
+    atoms : Atoms
+        The end, with its energy where there is one.
+    energy : float or None
+        eV.
+    """
+
+    number: int
+    force_calls: int
+    score_calls: int
+    verification_calls: int
+    ended: Ended
+    reason: str
+    atoms: Atoms
+    energy: float | None
+
+
+class Archive:
+    """Trials of one search, in a file or, with `path=None`, in memory only.
+
+    Parameters
+    ----------
+    path : str or None
+        The file; made at the first write.
+    must_exist : bool
+        Raise where the file is not there.
+
+    Raises
+    ------
+    InputError
+        Where the file is not a database of this program.
+    """
+
+    def __init__(self, path: str | os.PathLike | None, must_exist: bool = False) -> None:
+        self.path = None if path is None else os.fspath(path)
+        self.records: list[Record] = []
+        self.refined: dict[int, Atoms | None] = {}
+        self.totals = {"trials": 0, "force_calls": 0, "score_calls": 0, "verification_calls": 0}
+        self.metadata: dict = {}
+        self._rows: dict[int, int] = {}
+        self._database = None
+        if self.path is None:
+            return
+        if os.path.exists(self.path):
+            self._read()
+        elif must_exist:
+            raise InputError(f"There is no database {self.path}: give the file that a search has written.")
+        elif not os.path.isdir(os.path.dirname(os.path.abspath(self.path))):
+            raise InputError(f"{self.path} cannot be written: its folder does not exist.")
+
+    @property
+    def numbers(self) -> set[int]:
+        """Numbers of the finished trials."""
+        return {record.number for record in self.records}
+
+    def open_for(self, settings: dict) -> None:
+        """Take up these settings, or check that those of an earlier run agree.
+
+        Raises
+        ------
+        InputError
+            Where the database belongs to another search.
+        """
+        earlier = self.metadata.get("settings")
+        for key in FIXED_SETTINGS if earlier else ():
+            if earlier.get(key) != settings.get(key):
+                raise InputError(
+                    f"{self.path} is of a search with {key} {earlier.get(key)}, not {settings.get(key)}: "
+                    "give another file, or the same settings."
+                )
+        self.metadata = {"schema": SCHEMA, **self.metadata, "settings": settings}
+
+    def append(self, trials: list[Trial]) -> None:
+        """Write finished trials; all of them or none."""
+        for trial in trials:
+            if trial.number in self._rows:
+                raise ValueError(f"trial {trial.number} is in the archive already")
+        rows = [self._values(trial) for trial in trials]
+        ids = self._write([(trial.atoms, values) for trial, values in zip(trials, rows, strict=True)])
+        for trial, row in zip(trials, ids, strict=True):
+            self._keep(_record_of(trial), row)
+
+    def append_refined(self, number: int, atoms: Atoms, kept: bool) -> None:
+        """Write the tightly relaxed end of a trial; `kept` is False where it is no minimum after all."""
+        self._write([(atoms, {"refined_trial": number, "kept": kept})])
+        self.refined[number] = atoms if kept else None
+
+    def write_metadata(self, **values) -> None:
+        """Add to the metadata; it is in the file when this returns."""
+        self.metadata.update(values)
+        if self.path is not None:
+            self._connection().metadata = self.metadata
+
+    def mark_minima(self, ranks: dict[int, int]) -> None:
+        """Give the rows of these trials the key `minimum`, their rank from 1 on, and take it from all others.
+
+        Parameters
+        ----------
+        ranks : dict
+            Rank of each trial that represents a minimum.
+        """
+        if self.path is None:
+            return
+        database = self._connection()
+        with database:
+            for row in list(database.select("minimum>0", include_data=False)):
+                if ranks.get(row.trial) != row.minimum:
+                    database.update(row.id, delete_keys=["minimum"])
+            marked = {row.trial for row in database.select("minimum>0", include_data=False)}
+            for number, rank in ranks.items():
+                if number not in marked:
+                    database.update(self._rows[number], minimum=rank)
+
+    def _keep(self, record: Record, row: int) -> None:
+        self._rows[record.number] = row
+        self.records.append(record)
+        self.totals["trials"] += 1
+        for key in ("force_calls", "score_calls", "verification_calls"):
+            self.totals[key] += getattr(record, key)
+
+    def _connection(self):
+        if self._database is None:
+            if not os.path.exists(self.path):
+                # Made aside and moved into place: a kill in between leaves no file that lacks its metadata.
+                unfinished = f"{self.path}.{os.getpid()}.part"
+                connect(unfinished, type="db", use_lock_file=False).metadata = self.metadata
+                os.replace(unfinished, self.path)
+            self._database = connect(self.path, type="db", use_lock_file=False)
+        return self._database
+
+    def _write(self, rows: list[tuple[Atoms, dict]]) -> list[int]:
+        if self.path is None:
+            return [0] * len(rows)
+        database = self._connection()
+        with database:
+            return [database.write(atoms, **values) for atoms, values in rows]
+
+    def _values(self, trial: Trial) -> dict:
+        settings = self.metadata["settings"]
+        coupling = getattr(trial.walk.coupling, "name", type(trial.walk.coupling).__name__)
+        return {
+            "trial": trial.number,
+            "seed": settings["seed"],
+            "coupling": coupling if trial.walk.schedule.n_steps else "rss",
+            "ended": str(trial.ended),
+            "reason": trial.reason or "-",
+            "converged": trial.ended in CONVERGED,
+            "force_calls": trial.force_calls,
+            "score_calls": trial.score_calls,
+            "verification_calls": trial.verification_calls,
+        }
+
+    def _read(self) -> None:
+        try:
+            database = self._connection()
+            self.metadata = dict(database.metadata)
+            rows = list(database.select(include_data=False))
+        except Exception as error:  # sqlite3 and ase.db raise many kinds for a file that is none of theirs
+            raise InputError(f"{self.path} is not an ASE database: {error}.") from error
+        if self.metadata.get("schema") != SCHEMA:
+            raise InputError(f"{self.path} is not a database of ase-gss, or of a version that this one cannot read.")
+        for row in rows:
+            if "refined_trial" in row:
+                self.refined[row.refined_trial] = row.toatoms() if row.kept else None
+            elif "trial" in row:
+                self._keep(_record_of_row(row), row.id)
+        self.records.sort(key=lambda record: record.number)
+
+
+#: Ends whose largest force is below fmax.
+CONVERGED = (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE)
+
+
+def _record_of(trial: Trial) -> Record:
+    energy = trial.atoms.get_potential_energy() if trial.atoms.calc is not None else None
+    spent = trial.force_calls, trial.score_calls, trial.verification_calls
+    return Record(trial.number, *spent, trial.ended, trial.reason, trial.atoms, energy)
+
+
+def _record_of_row(row: AtomsRow) -> Record:
+    reason = "" if row.reason == "-" else row.reason
+    energy = float(row.energy) if "energy" in row else None
+    spent = row.force_calls, row.score_calls, row.verification_calls
+    return Record(row.trial, *spent, Ended(row.ended), reason, row.toatoms(), energy)
+
+
+def cumulative_calls(records: list[Record]) -> Iterator[tuple[Record, int]]:
+    """Each record with the force calls up to and including it, in the order of trials."""
+    total = 0
+    for record in records:
+        total += record.force_calls
+        yield record, total

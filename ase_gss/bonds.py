@@ -1,0 +1,82 @@
+"""Which atoms are bonded: the bonding graph of a molecule and what follows from it."""
+
+import hashlib
+
+import networkx as nx
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from scipy.spatial.distance import cdist
+
+from ase_gss.errors import InputError
+
+# Rounds of neighbourhood refinement: an atom's environment reaches this many bonds far.
+_ROUNDS = 4
+
+
+def bonding_graph(atoms: Atoms, scale: float = 1.25) -> nx.Graph:
+    """Bonding graph of a molecule.
+
+    Parameters
+    ----------
+    atoms
+        A structure of N atoms without periodic boundaries.
+    scale
+        Two atoms are bonded when they are closer than `scale` times the sum of their covalent radii [1]_.
+
+    Returns
+    -------
+    networkx.Graph
+        Nodes 0 ... N-1 carry the atomic number as attribute `z`; edges are bonds, without bond orders.
+
+    References
+    ----------
+    .. [1] B. Cordero et al., Dalton Trans. 2008, 2832 (the radii in `ase.data`).
+    """
+    if atoms.pbc.any():
+        raise InputError("A bonding graph needs a molecule, but this structure is periodic: set atoms.pbc = False.")
+    radii = covalent_radii[atoms.numbers]
+    bonded = cdist(atoms.positions, atoms.positions) < scale * (radii[:, None] + radii[None])
+    graph = nx.Graph()
+    graph.add_nodes_from((k, {"z": int(z)}) for k, z in enumerate(atoms.numbers))
+    graph.add_edges_from(np.argwhere(np.triu(bonded, 1)).tolist())
+    return graph
+
+
+def fragments(atoms: Atoms) -> list[list[int]]:
+    """Atom indices of each connected fragment, the fragment with the smallest index first."""
+    return sorted(sorted(part) for part in nx.connected_components(bonding_graph(atoms)))
+
+
+def is_connected(atoms: Atoms) -> bool:
+    """Whether the atoms form one molecule; no atoms at all do not."""
+    return len(fragments(atoms)) == 1
+
+
+def environments(graph: nx.Graph) -> list[str]:
+    """Label of each atom's bonded surroundings, the same for atoms that a permutation can exchange.
+
+    Labels of different graphs can be compared. Geometry plays no part: the two hands of a stereocentre, or cis and
+    trans, have the same labels. The method is the Weisfeiler-Lehman refinement [1]_, which may also give one label to
+    atoms that no permutation exchanges.
+
+    References
+    ----------
+    .. [1] N. Shervashidze et al., J. Mach. Learn. Res. 12, 2539 (2011).
+    """
+    labels = nx.weisfeiler_lehman_subgraph_hashes(graph, node_attr="z", iterations=_ROUNDS)
+    return [labels[node][-1] for node in graph]
+
+
+def graph_key(graph: nx.Graph) -> str:
+    """Hash of a bonding graph that does not depend on the order of the atoms.
+
+    Isomorphic graphs have equal keys. The converse fails for a few pairs (decalin and bicyclopentyl without their
+    hydrogens), so equal keys still call for an isomorphism test.
+    """
+    return hashlib.blake2b(" ".join(sorted(environments(graph))).encode(), digest_size=16).hexdigest()
+
+
+def isomorphic(first: nx.Graph, second: nx.Graph) -> bool:
+    """Whether two bonding graphs are equal up to the order of the atoms."""
+    return nx.is_isomorphic(first, second, node_match=lambda a, b: a["z"] == b["z"])

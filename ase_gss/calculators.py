@@ -1,0 +1,81 @@
+"""Physical calculators by name."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ase.calculators.calculator import Calculator
+
+from ase_gss.errors import InputError
+from ase_gss.forces import CalculatorFactory
+
+
+def _tblite(method: str, charge: int, multiplicity: int) -> Calculator:
+    from tblite.ase import TBLite
+
+    return TBLite(method=method, charge=charge, multiplicity=multiplicity, verbosity=0)
+
+
+def _emt(charge: int, multiplicity: int) -> Calculator:
+    from ase.calculators.emt import EMT
+
+    return EMT()
+
+
+def _lennard_jones(charge: int, multiplicity: int) -> Calculator:
+    from ase.calculators.lj import LennardJones
+
+    return LennardJones(sigma=1.0, epsilon=1.0, rc=4.0, smooth=True)
+
+
+#: Name: (what makes it, the module it needs, the extra that brings the module).
+CALCULATORS: dict[str, tuple[Callable[..., Calculator], str, str]] = {
+    "gfn2": (partial(_tblite, "GFN2-xTB"), "tblite", "xtb"),
+    "gfn1": (partial(_tblite, "GFN1-xTB"), "tblite", "xtb"),
+    "emt": (_emt, "ase", ""),
+    "lj": (_lennard_jones, "ase", ""),
+}
+
+
+def calculator_factory(name: str, charge: int = 0, multiplicity: int = 1) -> CalculatorFactory:
+    """A function that makes a new calculator at every call.
+
+    Parameters
+    ----------
+    name : str
+        One of `CALCULATORS`, or "module:factory" for a function without arguments in a module that can be imported
+        from the current folder or the path.
+    charge, multiplicity : int
+        Total charge (e) and spin multiplicity; a factory of one's own must know them itself.
+
+    Raises
+    ------
+    InputError
+        Where there is no such calculator, or its package is not installed.
+    """
+    if ":" in name:
+        return _own_factory(name)
+    if name not in CALCULATORS:
+        raise InputError(f"No calculator {name!r}: give one of {', '.join(CALCULATORS)} or module:factory.")
+    make, module, extra = CALCULATORS[name]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"The calculator {name!r} needs {module}: pip install 'ase-gss[{extra}]'.") from error
+    return partial(make, charge=charge, multiplicity=multiplicity)
+
+
+def _own_factory(name: str) -> CalculatorFactory:
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"The calculator factory {name!r} cannot be imported: {error}.") from error
+    if not callable(factory):
+        raise InputError(f"{name!r} is not a function that makes a calculator.")
+    return factory

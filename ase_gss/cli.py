@@ -1,0 +1,245 @@
+"""The shell: `ase-gss search`, `rank`, `summary`, `export`, `refine`, `train`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from ase_gss.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for a search that cannot go on, 2 for bad input, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    # Two threads in one process stall beside any other computing process, and molecules are too small to share.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        return options.run(options)
+    except InputError as error:
+        print(f"ase-gss: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ase-gss: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ase-gss", description="Generative structure search for ASE.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    search = commands.add_parser("search", help="search for the minima of a composition")
+    search.set_defaults(run=_search)
+    search.add_argument("formula", help="for instance C3H6O")
+    search.add_argument(
+        "-c", "--calculator", default="gfn2", help="gfn2, gfn1, emt, lj or module:factory (default: %(default)s)"
+    )
+    search.add_argument("--score", default="molecules", help="shipped score or model file (default: %(default)s)")
+    search.add_argument(
+        "--coupling", default="hot", help="hot, diffusion, mi, mn, force, langevin or rss (default: %(default)s)"
+    )
+    search.add_argument("--trials", type=_positive, help="end after so many trials in all")
+    search.add_argument("--max-calls", type=_positive, help="end after so many force calls in all")
+    search.add_argument(
+        "--fmax", type=float, default=0.05, help="largest force of a minimum, eV/Å (default: %(default)s)"
+    )
+    search.add_argument("--optimizer", help="FIRE, BFGS or another of ASE's; the default needs the fewest force calls")
+    search.add_argument("--charge", type=int, default=0, help="total charge, e (default: %(default)s)")
+    search.add_argument("--multiplicity", type=_positive, help="2S+1 (default: 1, or 2 for an odd number of electrons)")
+    search.add_argument("--fragments", action="store_true", help="keep ends that are not in one piece")
+    search.add_argument("--verify", choices=["hessian"], help="check ends for imaginary modes")
+    search.add_argument("--refine", action="store_true", help="relax the distinct minima tightly at the end")
+    search.add_argument(
+        "--seed", type=int, default=0, help="trial n depends on the seed and n alone (default: %(default)s)"
+    )
+    search.add_argument("-o", "--output", help="database; where it exists, the search goes on (default: FORMULA.db)")
+    search.add_argument("--top", type=_positive, default=20, help="rows of the table (default: %(default)s)")
+
+    rank = commands.add_parser("rank", help="print the distinct minima, lowest first")
+    rank.set_defaults(run=_rank)
+    rank.add_argument("database")
+    rank.add_argument("--top", type=_positive, help="rows of the table (default: all)")
+
+    summary = commands.add_parser("summary", help="print the totals of a search")
+    summary.set_defaults(run=_summary)
+    summary.add_argument("database")
+    summary.add_argument("--json", action="store_true", help="as JSON")
+
+    export = commands.add_parser("export", help="write the distinct minima to a file")
+    export.set_defaults(run=_export)
+    export.add_argument("database")
+    export.add_argument("-o", "--output", required=True, help="any format ASE writes, by its ending: minima.extxyz")
+
+    refine = commands.add_parser("refine", help="relax the distinct minima tightly and merge what falls together")
+    refine.set_defaults(run=_refine)
+    refine.add_argument("database")
+    refine.add_argument("-c", "--calculator", help="needed for a search in Python with a calculator object")
+    refine.add_argument("--fmax", type=float, default=0.005, help="largest force, eV/Å (default: %(default)s)")
+    refine.add_argument("--top", type=_positive, default=20, help="rows of the table (default: %(default)s)")
+
+    train = commands.add_parser("train", help="train a score")
+    train.set_defaults(run=_train)
+    train.add_argument("data", help="a file that ASE reads (extxyz, traj, db, ...), or qm9pack")
+    train.add_argument("-o", "--output", required=True, help="model file")
+    train.add_argument("--hold-out", nargs="+", default=[], metavar="FORMULA", help="formulas to leave out completely")
+    train.add_argument("--steps", type=_positive, default=54_000, help="optimizer steps (default: %(default)s)")
+    train.add_argument("--batch-size", type=_positive, default=32, help="structures in a step (default: %(default)s)")
+    train.add_argument("--learning-rate", type=float, default=1e-3, help="peak learning rate (default: %(default)s)")
+    train.add_argument("--features", type=_positive, default=64, help="width of the network (default: %(default)s)")
+    train.add_argument("--blocks", type=_positive, default=4, help="PaiNN blocks (default: %(default)s)")
+    train.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    train.add_argument("--validate-every", type=_positive, default=1000, help="steps (default: %(default)s)")
+    train.add_argument(
+        "--compile", action="store_true", help="torch.compile: about twice as fast; needs a C++ compiler"
+    )
+    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _search(options: argparse.Namespace) -> int:
+    from ase_gss.composition import formula_of, parse_formula
+
+    formula = formula_of(parse_formula(options.formula))
+    if options.trials is None and options.max_calls is None:
+        options.max_calls = 4000
+        print("Neither --trials nor --max-calls was given: the search ends after 4000 force calls.")
+    _one_thread()
+    from tqdm import tqdm
+
+    from ase_gss.report import ranking_table, summary, summary_text
+    from ase_gss.search import GenerativeRSS, SearchError
+
+    search = GenerativeRSS(
+        formula,
+        options.calculator,
+        score=options.score,
+        coupling=options.coupling,
+        optimizer=options.optimizer,
+        fmax=options.fmax,
+        charge=options.charge,
+        multiplicity=options.multiplicity,
+        fragments=options.fragments,
+        verify=options.verify,
+        refine=options.refine,
+        database=options.output or f"{formula}.db",
+        seed=options.seed,
+    )
+    if options.multiplicity is None and search.multiplicity == 2:
+        print(f"{formula} with charge {options.charge} has an odd number of electrons: multiplicity 2 is used.")
+    if search.trials:
+        print(f"{search.archive.path}: going on after {search.trials} trials and {search.force_calls} force calls.")
+    by_calls = options.max_calls is not None
+    total = options.max_calls if by_calls else options.trials
+    status, message = 0, ""
+    with tqdm(total=total, unit="call" if by_calls else "trial", initial=0, mininterval=0.5) as bar:
+
+        def show() -> None:
+            bar.n = min(search.force_calls if by_calls else search.trials, total)
+            energies = search.energies
+            best = f"{min(energies):.4f} eV" if energies else "-"
+            bar.set_postfix_str(
+                f"{search.trials} trials, {len(energies)} minima, best {best}, {search.force_calls} calls",
+                refresh=False,
+            )
+            bar.update(0)
+
+        show()
+        search.attach(show)
+        try:
+            search.run(trials=options.trials, max_calls=options.max_calls)
+        except KeyboardInterrupt:
+            status, message = 130, "Interrupted; the same command goes on from here."
+        except SearchError as error:
+            status, message = 1, f"ase-gss: {error}"
+    print()
+    print(ranking_table(search.minima, options.top))
+    print()
+    print(summary_text(summary(search.archive)))
+    print(f"All trials are in {search.archive.path}; only the minima: ase gui '{search.archive.path}@minimum>0'")
+    if message:
+        print(message, file=sys.stderr)
+    return status
+
+
+def _rank(options: argparse.Namespace) -> int:
+    from ase_gss.archive import Archive
+    from ase_gss.report import minima_of, ranking_table
+
+    print(ranking_table(minima_of(Archive(options.database, must_exist=True)).ranked(), options.top))
+    return 0
+
+
+def _summary(options: argparse.Namespace) -> int:
+    from ase_gss.archive import Archive
+    from ase_gss.report import summary, summary_text
+
+    facts = summary(Archive(options.database, must_exist=True))
+    print(json.dumps(facts, indent=2) if options.json else summary_text(facts))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from ase.io import write
+    from ase.io.formats import UnknownFileTypeError
+
+    from ase_gss.archive import Archive
+    from ase_gss.report import minima_of
+
+    minima = minima_of(Archive(options.database, must_exist=True)).ranked()
+    if not minima:
+        raise InputError(f"{options.database} has no minimum to export.")
+    try:
+        write(options.output, minima)
+    except (UnknownFileTypeError, OSError, ValueError) as error:
+        raise InputError(f"{options.output} cannot be written: {error}.") from error
+    print(f"{len(minima)} minima written to {options.output}")
+    return 0
+
+
+def _refine(options: argparse.Namespace) -> int:
+    from ase_gss.report import ranking_table, summary, summary_text
+    from ase_gss.search import GenerativeRSS
+
+    search = GenerativeRSS.resumed(options.database, options.calculator)
+    print(ranking_table(search.refine_minima(fmax=options.fmax), options.top))
+    print()
+    print(summary_text(summary(search.archive)))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    _one_thread()
+    from ase_gss.score.training import train
+
+    train(
+        options.data,
+        options.output,
+        hold_out=tuple(options.hold_out),
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        n_features=options.features,
+        n_blocks=options.blocks,
+        device=options.device,
+        validate_every=options.validate_every,
+        compile_network=options.compile,
+        seed=options.seed,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""Same minimum or another one? The list of distinct minima, their ranking, and how complete the list is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor, inf, isfinite
+from typing import Literal
+
+import networkx as nx
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from scipy.sparse.csgraph import shortest_path
+from scipy.spatial.distance import cdist
+
+from ase_gss.bonds import bonding_graph, environments, graph_key, isomorphic
+from ase_gss.errors import InputError
+
+# Relative changes of distances are given as the change of a distance of this length, in Å.
+_REFERENCE_LENGTH = 2.0
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What structures are compared by, whatever their position, orientation and order of atoms.
+
+    `energy` in eV, `key` the hash of the bonding `graph`, `distances` sorted, shape (N(N-1)/2,), `handedness` the
+    sorted signed volumes of the structure and of its mirror image, or None where mirror images are one.
+    """
+
+    energy: float
+    key: str
+    graph: nx.Graph
+    distances: np.ndarray
+    handedness: tuple[np.ndarray, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """When two relaxed molecules are one minimum.
+
+    They are one when their bonding graphs are isomorphic, their energies differ by less than `energy_tolerance`, their
+    sorted interatomic distances differ by less than `distance_tolerance` (root mean square) and, where mirror images
+    are two, they have the same hand. `Comparison.refined()` and `Comparison.searching()` are the tested settings.
+
+    Parameters
+    ----------
+    energy_tolerance
+        In eV.
+    distance_tolerance
+        In Å.
+    sort_distances_by
+        "elements": separately for each pair of elements, in Å, the mean taken over the distances. "environments":
+        separately for each pair of bonded surroundings and number of bonds between the two atoms; distances compared
+        relatively, as if each were 2 Å long, since a soft torsion moves far atoms furthest; and the mean square taken
+        per atom instead of per distance, so that one turned group weighs the same in a small and a large molecule.
+    mirror_images_are_one
+        Whether a structure and its mirror image are one minimum. A structure that is its own mirror image always is.
+    handedness_tolerance
+        Where mirror images are two: by how much the mirror image must fit better, in the root mean square difference
+        of signed volumes of unit vectors (between 0 and 1), before two ends count as of opposite hands.
+    """
+
+    energy_tolerance: float
+    distance_tolerance: float
+    sort_distances_by: Literal["elements", "environments"] = "elements"
+    mirror_images_are_one: bool = True
+    handedness_tolerance: float = 0.05
+
+    @classmethod
+    def searching(cls, mirror_images_are_one: bool = True) -> "Comparison":
+        """For ends relaxed to fmax 0.05 eV/Å: 0.1 eV and 0.23 Å per atom in distances sorted by environments.
+
+        Such ends of one minimum differ by up to 0.18 eV. Measured with GFN2-xTB on random searches, the ends relaxed to
+        0.0005 eV/Å to tell which are one: of 59 minima of C3H6O 3 are lost and 22 listed twice, of 94 of C2H5NO 2 and
+        10, of 57 of C2H4O3 2 and 10. About half of those listed twice are ends on a ridge, which tight relaxation
+        takes to another molecule or conformer. Up to octanol, ends of one conformer of a chain are 0.1 Å apart, those
+        with the hydroxyl group turned 0.23 Å and more.
+        """
+        return cls(0.1, 0.23, "environments", mirror_images_are_one, handedness_tolerance=0.1)
+
+    @classmethod
+    def refined(cls, mirror_images_are_one: bool = True) -> "Comparison":
+        """For ends relaxed to fmax 0.005 eV/Å or less: 5 meV, 0.05 Å in distances sorted by elements.
+
+        At fmax 0.005 soft torsions are still split: 71 minima of C3H6O, against 59 at 0.0005 eV/Å.
+        """
+        return cls(0.005, 0.05, "elements", mirror_images_are_one)
+
+    def same(self, a: Atoms, b: Atoms) -> bool:
+        """Whether two structures, each with a calculator that has its energy, are one minimum."""
+        described = [self.describe(atoms, atoms.get_potential_energy()) for atoms in (a, b)]
+        return self.distance(*described) < inf
+
+    def describe(self, atoms: Atoms, energy: float) -> Fingerprint:
+        """Fingerprint of a molecule with this energy in eV."""
+        graph = bonding_graph(atoms)
+        labels = environments(graph)
+        return Fingerprint(
+            energy=float(energy),
+            key=graph_key(graph),
+            graph=graph,
+            distances=self._sorted_distances(atoms, graph, labels),
+            handedness=None if self.mirror_images_are_one else _handedness(atoms.positions, graph, labels),
+        )
+
+    def distance(self, a: Fingerprint, b: Fingerprint) -> float:
+        """Root mean square difference of the distances in Å (see `sort_distances_by`), infinite for two minima."""
+        if a.key != b.key or not abs(a.energy - b.energy) < self.energy_tolerance:
+            return inf
+        difference = _rms(a.distances - b.distances)
+        if not difference < self.distance_tolerance or not isomorphic(a.graph, b.graph):
+            return inf
+        if a.handedness is not None and b.handedness is not None:
+            plain, mirror_image = b.handedness
+            if _rms(a.handedness[0] - mirror_image) + self.handedness_tolerance < _rms(a.handedness[0] - plain):
+                return inf
+        return difference
+
+    def _sorted_distances(self, atoms: Atoms, graph: nx.Graph, labels: list[str]) -> np.ndarray:
+        i, j = np.triu_indices(len(atoms), 1)
+        distances = cdist(atoms.positions, atoms.positions)[i, j]
+        if self.sort_distances_by == "elements":
+            kind, bonds = atoms.numbers, np.zeros(len(i), int)
+        else:
+            kind = np.unique(labels, return_inverse=True)[1]
+            bonds = shortest_path(nx.to_numpy_array(graph), unweighted=True)[i, j]
+            # The floor keeps the logarithm finite for atoms on top of each other.
+            distances = _REFERENCE_LENGTH * np.log(np.maximum(distances, 0.1))
+            distances *= np.sqrt((len(atoms) - 1) / 2)  # distances per atom, for the mean
+        order = np.lexsort((distances, bonds, np.maximum(kind[i], kind[j]), np.minimum(kind[i], kind[j])))
+        return distances[order]
+
+
+@dataclass
+class _Minimum:
+    atoms: Atoms
+    fingerprint: Fingerprint
+    trial: int
+    first_trial: int
+    first_call: int
+    hits: int
+
+
+class MinimaList:
+    """Distinct minima in the order in which they were met, each with its representative of lowest energy.
+
+    Parameters
+    ----------
+    comparison
+        When two ends are one minimum.
+    """
+
+    def __init__(self, comparison: Comparison | None = None) -> None:
+        self.comparison = comparison or Comparison.searching()
+        self._minima: list[_Minimum] = []
+        # Indices by bonding graph and energy bin: an end is compared only with minima that can be the same.
+        self._bins: dict[tuple[str, int], list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._minima)
+
+    @property
+    def hits(self) -> list[int]:
+        """How many trials ended in each minimum."""
+        return [minimum.hits for minimum in self._minima]
+
+    @property
+    def energies(self) -> list[float]:
+        """Lowest energy met of each minimum, in eV."""
+        return [minimum.fingerprint.energy for minimum in self._minima]
+
+    def add(self, atoms: Atoms, energy: float, trial: int, calls: int, hits: int = 1) -> tuple[int, bool]:
+        """Record the end of one trial.
+
+        Parameters
+        ----------
+        atoms
+            Relaxed molecule; copied. Forces that its calculator holds for exactly these positions are kept.
+        energy
+            Its potential energy in eV.
+        trial
+            Number of the trial.
+        calls
+            Force calls of the whole search up to and including this trial.
+        hits
+            Number of trials that this end stands for: more than one where lists are merged.
+
+        Returns
+        -------
+        index, is_new
+            Index of the minimum, in order of discovery, and whether it was met for the first time. Of several minima
+            within the tolerances the one with the most similar distances is taken.
+        """
+        if not isfinite(energy):
+            raise InputError(f"A minimum needs a finite energy, but that of trial {trial} is {energy}.")
+        new = self.comparison.describe(atoms, energy)
+        near = [(self.comparison.distance(new, self._minima[k].fingerprint), k) for k in self._candidates(new)]
+        distance, index = min(near, default=(inf, -1))
+        if distance == inf:
+            index = len(self._minima)
+            self._minima.append(_Minimum(_frozen(atoms, energy), new, trial, trial, calls, hits))
+            self._bins.setdefault(self._bin(new), []).append(index)
+            return index, True
+        minimum = self._minima[index]
+        minimum.hits += hits
+        if energy < minimum.fingerprint.energy:
+            self._bins[self._bin(minimum.fingerprint)].remove(index)
+            self._bins.setdefault(self._bin(new), []).append(index)
+            minimum.atoms, minimum.fingerprint, minimum.trial = _frozen(atoms, energy), new, trial
+        return index, False
+
+    def ranked(self) -> list[Atoms]:
+        """Return copies of all representatives, lowest energy first.
+
+        Each has its energy and, where known, its forces, and `info` has `hits`, `first_trial`, `first_call` (force
+        calls of the whole search when the minimum was first met) and `trial` (of the representative).
+        """
+        result = []
+        for minimum in sorted(self._minima, key=lambda minimum: minimum.fingerprint.energy):
+            atoms = _frozen(minimum.atoms, minimum.fingerprint.energy)
+            atoms.info.update({name: getattr(minimum, name) for name in ("hits", "first_trial", "first_call", "trial")})
+            result.append(atoms)
+        return result
+
+    def _bin(self, fingerprint: Fingerprint) -> tuple[str, int]:
+        return fingerprint.key, floor(fingerprint.energy / self.comparison.energy_tolerance)
+
+    def _candidates(self, fingerprint: Fingerprint) -> list[int]:
+        key, center = self._bin(fingerprint)
+        return [k for number in (center - 1, center, center + 1) for k in self._bins.get((key, number), [])]
+
+
+def chance_next_is_new(hits: Sequence[int]) -> float:
+    """Good-Turing estimate [1]_ of the probability that the next trial ends in a minimum not met so far.
+
+    It is f1/n: the number of minima met once over the number of hits; 1 before the first hit. It holds for
+    independent trials that are all made the same way, and wrongly split minima make it too large.
+
+    References
+    ----------
+    .. [1] I. J. Good, Biometrika 40, 237 (1953).
+    """
+    total = sum(hits)
+    return sum(count == 1 for count in hits) / total if total else 1.0
+
+
+def chao1(hits: Sequence[int]) -> float:
+    """Estimated lower bound [1]_ on the number of minima that trials like these can reach.
+
+    The bias-corrected form [2]_ S + f1 (f1 - 1) / (2 (f2 + 1)), with S minima met, f1 of them once and f2 twice. It
+    is no statement about minima that this way of making trials hardly ever reaches, and wrongly split minima make it
+    too large.
+
+    References
+    ----------
+    .. [1] A. Chao, Scand. J. Stat. 11, 265 (1984).
+    .. [2] A. Chao, "Species estimation and applications", Encyclopedia of Statistical Sciences 12, 7907 (2005).
+    """
+    met = sum(count > 0 for count in hits)
+    once, twice = (sum(count == number for count in hits) for number in (1, 2))
+    return met + once * (once - 1) / (2 * (twice + 1))
+
+
+def _handedness(positions: np.ndarray, graph: nx.Graph, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Signed volumes of a structure and of its mirror image, each sorted by kind, so that they can be compared.
+
+    For each bond i-j and each two further atoms k, l: the triple product of the vectors i-j, j-k and k-l divided by
+    their lengths, which changes sign under reflection. Its kind is the environments of the four atoms.
+
+    Parameters
+    ----------
+    positions
+        Shape (N, 3), in Å.
+    """
+    kind = np.unique(labels, return_inverse=True)[1]
+    bonds = [pair for i, j in graph.edges for pair in ((i, j), (j, i))]
+    fours = [(i, j, k, m) for i, j in bonds for k in graph for m in graph if len({i, j, k, m}) == 4]
+    indices = np.array(fours, dtype=int).reshape(-1, 4)
+    vectors = np.diff(positions[indices], axis=1)
+    # The floor keeps atoms on top of each other harmless.
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=2, keepdims=True), 0.1)
+    volumes = np.linalg.det(vectors)
+    kinds = kind[indices].T
+    return volumes[np.lexsort((volumes, *kinds))], -volumes[np.lexsort((-volumes, *kinds))]
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2))) if len(values) else 0.0
+
+
+def _frozen(atoms: Atoms, energy: float) -> Atoms:
+    """Copy with the energy and the forces, without the calculator that computed them."""
+    copy = atoms.copy()
+    forces = None
+    # Results of other positions do not count, and nothing is computed here.
+    if atoms.calc is not None and not atoms.calc.check_state(atoms):
+        forces = atoms.calc.results.get("forces")
+    copy.calc = SinglePointCalculator(copy, energy=float(energy), forces=forces)
+    return copy

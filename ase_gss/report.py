@@ -1,0 +1,100 @@
+"""What has been found, as numbers and as text."""
+
+from collections import Counter
+from typing import Any
+
+from ase import Atoms
+
+from ase_gss.archive import CONVERGED, Archive
+from ase_gss.line_formula import line_formula
+from ase_gss.minima import MinimaList, chance_next_is_new, chao1
+from ase_gss.refine import refined_minima
+from ase_gss.search import found_minima
+
+#: Energies (eV) above the lowest within which minima are counted.
+WINDOWS = (1, 2, 3, 5)
+
+
+def minima_of(archive: Archive) -> MinimaList:
+    """The distinct minima of an archive, refined where a refinement is on file."""
+    mirror = archive.metadata.get("settings", {}).get("mirror_images_are_one", True)
+    return refined_minima(found_minima(archive), archive.refined, mirror)
+
+
+def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any]:
+    """Totals of a search.
+
+    Returns
+    -------
+    dict
+        formula, trials, converged, failed (not converged, or ended by the calculator), `ended` (how many trials
+        ended how), force_calls, score_calls, verification_calls, refinement_calls, minima, lowest_energy (eV, None
+        before the first), minima_within (by window in eV), chance_next_is_new, reachable_at_least, and the settings.
+    """
+    minima = minima_of(archive) if minima is None else minima
+    ended = Counter(str(record.ended) for record in archive.records)
+    converged = sum(ended[str(how)] for how in CONVERGED)
+    energies = minima.energies
+    lowest = min(energies, default=None)
+    return {
+        "formula": archive.metadata.get("settings", {}).get("formula"),
+        "trials": archive.totals["trials"],
+        "converged": converged,
+        "failed": archive.totals["trials"] - converged,
+        "ended": dict(ended),
+        "force_calls": archive.totals["force_calls"],
+        "score_calls": archive.totals["score_calls"],
+        "verification_calls": archive.totals["verification_calls"],
+        "refinement_calls": int(archive.metadata.get("refinement_calls", 0)),
+        "minima": len(minima),
+        "lowest_energy": lowest,
+        "minima_within": {str(w): sum(e - lowest <= w for e in energies) for w in WINDOWS},
+        "chance_next_is_new": chance_next_is_new(minima.hits),
+        "reachable_at_least": chao1(minima.hits),
+        "settings": archive.metadata.get("settings", {}),
+    }
+
+
+def ranking_table(minima: list[Atoms], top: int | None = 20) -> str:
+    """The minima as a table: rank, energy above the lowest (eV), energy (eV), hits, first call, trial.
+
+    Parameters
+    ----------
+    minima : list of Atoms
+        Ranked, as `GenerativeRSS.minima`.
+    top : int, optional
+        Rows to show; all by default with None.
+    """
+    if not minima:
+        return "No minimum has been found."
+    lowest = minima[0].get_potential_energy()
+    lines = [f"{'rank':>4}  {'dE/eV':>8}  {'energy/eV':>13}  {'hits':>5}  {'first call':>10}  {'trial':>6}  molecule"]
+    for rank, atoms in enumerate(minima[:top], start=1):
+        energy, info = atoms.get_potential_energy(), atoms.info
+        lines.append(
+            f"{rank:4d}  {energy - lowest:8.4f}  {energy:13.4f}  {info['hits']:5d}  {info['first_call']:10d}  "
+            f"{info['trial']:6d}  {line_formula(atoms)}"
+        )
+    if top is not None and len(minima) > top:
+        lines.append(f"... and {len(minima) - top} more")
+    return "\n".join(lines)
+
+
+def summary_text(facts: dict[str, Any]) -> str:
+    """`summary` in sentences."""
+    ended = ", ".join(f"{count} {how}" for how, count in facts["ended"].items())
+    within = ", ".join(f"{count} within {window} eV" for window, count in facts["minima_within"].items())
+    text = [
+        f"{facts['formula']}: {facts['trials']} trials ({ended}), "
+        f"{facts['force_calls']} force calls, {facts['score_calls']} score calls.",
+        f"{facts['minima']} distinct minima: {within}.",
+    ]
+    for kind in ("verification", "refinement"):
+        if facts[f"{kind}_calls"]:
+            text.append(f"{kind.capitalize()} took {facts[f'{kind}_calls']} more force calls.")
+    if facts["minima"]:
+        text.append(
+            f"The next minimum met is new with a chance of about {100 * facts['chance_next_is_new']:.0f} %; trials like "
+            f"these can reach at least {facts['reachable_at_least']:.0f} minima (Good-Turing, Chao1)."
+        )
+    return "\n".join(text)

@@ -1,0 +1,433 @@
+"""The search: which trial next, until the budget is spent."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+
+from ase_gss.archive import Archive, cumulative_calls
+from ase_gss.bonds import is_connected
+from ase_gss.calculators import calculator_factory
+from ase_gss.composition import formula_of, parse_formula, same_composition, spin_multiplicity
+from ase_gss.coupling import Coupling, get_coupling
+from ase_gss.errors import InputError
+from ase_gss.forces import CalculatorFactory, CalculatorFailure, CountedCalculator, energy_and_forces
+from ase_gss.minima import Comparison, MinimaList
+from ase_gss.refine import refine, refined_minima
+from ase_gss.relax import hand_off
+from ase_gss.schedule import NoiseSchedule, Schedule
+from ase_gss.starts import random_molecule
+from ase_gss.trial import Ended, Need, Trial
+from ase_gss.walk import Walk, complete, propose
+
+#: So many trials ended by the calculator one after the other mean that the set-up is wrong.
+MAX_FAILURES = 20
+#: So many trials are sampled together.
+GENERATION = 32
+#: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
+WRITE_INTERVAL = 0.5
+#: Force calls that a trial is expected to need before one has been seen.
+EXPECTED_CALLS = 40
+
+
+class SearchError(RuntimeError):
+    """The search cannot go on; the message says why."""
+
+
+class GenerativeRSS:
+    """Search for the minima of a composition.
+
+    Parameters
+    ----------
+    composition : str or Atoms
+        A formula such as "C3H6O", or atoms whose elements are taken.
+    calculator : str, function, or ase calculator
+        "gfn2" and its like (see `ase_gss.calculators.CALCULATORS`), "module:factory", a function without arguments that
+        makes a calculator (called once), or a calculator.
+    score : str, path, Score or callable
+        As for `GSSDynamics`. Not used by "rss".
+    coupling : str or Coupling
+        As for `GSSDynamics`, or "rss": random starts go to the optimizer without any sampling.
+    schedule : Schedule, optional
+        Noise levels; by default the coupling's own.
+    starts : sequence of Atoms, optional
+        Structures to start from, taken in turn, instead of random ones.
+    sigma_start : float, optional
+        Noise (Å) put on each of `starts`; 0.5 by default.
+    optimizer : str, optimizer class or None
+        The hand-off; see :func:`ase_gss.relax.hand_off`.
+    fmax : float
+        Largest force (eV/Å) at which a trial counts as relaxed.
+    max_steps : int
+        Optimizer steps at which a trial is given up.
+    charge, multiplicity : int
+        For calculators given by name. The multiplicity defaults to 1 for an even and to 2 for an odd number of
+        electrons.
+    fragments : bool
+        Keep ends that are not in one piece.
+    mirror_images_are_one : bool
+        Count a structure and its mirror image once.
+    verify : None or "hessian"
+        Check every converged end for imaginary modes; its calls are counted apart.
+    refine : bool
+        Relax the distinct minima tightly at the end of a run and merge what falls together; counted apart.
+    database : path, optional
+        ASE database (SQLite) that gets every trial. Where it exists, the search goes on from there.
+    seed : int
+        Trial n has its own random stream from (seed, n).
+
+    Raises
+    ------
+    InputError
+        For input that cannot be searched; nothing is written then.
+    """
+
+    def __init__(
+        self,
+        composition: str | Atoms,
+        calculator: str | CalculatorFactory | Calculator,
+        *,
+        score: Any = "molecules",
+        coupling: str | Coupling = "hot",
+        schedule: NoiseSchedule | None = None,
+        starts: Sequence[Atoms] | None = None,
+        sigma_start: float = 0.5,
+        optimizer: Any = None,
+        fmax: float = 0.05,
+        max_steps: int = 300,
+        charge: int = 0,
+        multiplicity: int | None = None,
+        fragments: bool = False,
+        mirror_images_are_one: bool = True,
+        verify: str | None = None,
+        refine: bool = False,
+        database: str | os.PathLike | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.numbers = parse_formula(composition) if isinstance(composition, str) else composition.numbers.copy()
+        self.formula = formula_of(self.numbers)
+        self.charge, self.multiplicity = charge, spin_multiplicity(self.numbers, charge, multiplicity)
+        if verify not in (None, "hessian"):
+            raise InputError(f"verify is None or 'hessian', not {verify!r}.")
+        if not (fmax > 0 and max_steps > 0 and sigma_start > 0):
+            raise InputError("fmax, max_steps and sigma_start must be positive.")
+        self.fmax, self.max_steps, self.optimizer = fmax, max_steps, optimizer
+        self.fragments, self.verify, self.refine, self.seed = fragments, verify, refine, int(seed)
+        self.mirror_images_are_one = mirror_images_are_one
+        self.coupling, self.schedule = _sampling(coupling, schedule)
+        self.starts, self.sigma_start = _own_starts(starts, self.numbers), sigma_start
+        self._new_calculator, name = self._calculator_source(calculator)
+        self.score = _load_score(score, self.numbers) if self.schedule.n_steps else None
+        self.archive = Archive(database)
+        self.archive.open_for(
+            {
+                "formula": self.formula,
+                "calculator": name,
+                "charge": charge,
+                "multiplicity": self.multiplicity,
+                "fmax": fmax,
+                "seed": self.seed,
+                "fragments": fragments,
+                "mirror_images_are_one": mirror_images_are_one,
+            }
+        )
+        self._found = found_minima(self.archive)
+        self._begun: list[Trial] = []
+        self._observers: list[tuple[Callable, int, tuple, dict]] = []
+        self._failures = 0
+        self._written = time.monotonic()
+
+    @classmethod
+    def resumed(cls, database: str | os.PathLike, calculator: Any = None) -> "GenerativeRSS":
+        """The search that a database holds, to look at or to refine; it takes no score.
+
+        Parameters
+        ----------
+        database : path
+            As written by a search.
+        calculator : str, function or ase calculator, optional
+            By default the one that the search was given by name.
+        """
+        archive = Archive(database, must_exist=True)
+        settings = archive.metadata["settings"]
+        keys = ("charge", "multiplicity", "fmax", "fragments", "mirror_images_are_one", "seed")
+        try:
+            search = cls(
+                settings["formula"],
+                settings["calculator"] if calculator is None else calculator,
+                coupling="rss",
+                **{key: settings[key] for key in keys},
+            )
+        except InputError as error:
+            if calculator is not None:
+                raise
+            raise InputError(f"The calculator of {database} cannot be made again, give it: {error}") from error
+        search.archive, search._found = archive, found_minima(archive)
+        return search
+
+    @property
+    def energies(self) -> list[float]:
+        """Energy (eV) of each distinct minimum met while searching, in the order of discovery."""
+        return self._found.energies
+
+    @property
+    def minima(self) -> list[Atoms]:
+        """Distinct minima, lowest first, refined where a refinement is on file.
+
+        Each has energy and forces; `info` has `hits`, `first_call`, `first_trial` and `trial` (its representative).
+        """
+        return self._current().ranked()
+
+    @property
+    def hits(self) -> list[int]:
+        """Hits of each distinct minimum."""
+        return self._current().hits
+
+    @property
+    def force_calls(self) -> int:
+        """Force calls of all trials so far, earlier runs and failed trials included."""
+        return self.archive.totals["force_calls"] + sum(trial.force_calls for trial in self._begun)
+
+    @property
+    def score_calls(self) -> int:
+        """Score calls of all trials so far."""
+        return self.archive.totals["score_calls"] + sum(trial.score_calls for trial in self._begun)
+
+    @property
+    def verification_calls(self) -> int:
+        """Force calls of the vibrational checks, in no other total."""
+        return self.archive.totals["verification_calls"] + sum(trial.verification_calls for trial in self._begun)
+
+    @property
+    def refinement_calls(self) -> int:
+        """Force calls of refinements, in no other total."""
+        return int(self.archive.metadata.get("refinement_calls", 0))
+
+    @property
+    def trials(self) -> int:
+        """Finished trials."""
+        return self.archive.totals["trials"] + sum(trial.needs is Need.NOTHING for trial in self._begun)
+
+    def attach(self, function: Callable, interval: int = 1, *args, **kwargs) -> None:
+        """Call `function(*args, **kwargs)` after every `interval` finished trials."""
+        self._observers.append((function, interval, args, kwargs))
+
+    def run(self, trials: int | None = None, max_calls: int | None = None) -> list[Atoms]:
+        """Search until this many trials or force calls have been spent in all, earlier runs included.
+
+        Parameters
+        ----------
+        trials, max_calls : int
+            At least one of them. `max_calls` is kept to within one trial.
+
+        Returns
+        -------
+        list of Atoms
+            `minima`.
+
+        Raises
+        ------
+        SearchError
+            After 20 trials in a row that the calculator has ended.
+        """
+        if trials is None and max_calls is None:
+            raise InputError("Give the search an end: trials, max_calls, or both.")
+        try:
+            while numbers := self._next_numbers(trials, max_calls):
+                self._run_generation(numbers, max_calls)
+        finally:
+            self._flush()
+            self._begun = []
+            self._write_totals()
+        return self.refine_minima() if self.refine else self.minima
+
+    def refine_minima(self, fmax: float = 0.005, max_steps: int = 300) -> list[Atoms]:
+        """Relax the distinct minima to `fmax` (eV/Å) and merge what falls together.
+
+        Those refined before are not repeated. The calls are counted apart.
+        """
+        try:
+            refine(self._found, self.archive, self._new_calculator, fmax, max_steps, self.fragments)
+        finally:
+            self._write_totals()
+        return self.minima
+
+    def _current(self) -> MinimaList:
+        return refined_minima(self._found, self.archive.refined, self.mirror_images_are_one)
+
+    def _next_numbers(self, trials: int | None, max_calls: int | None) -> list[int]:
+        """Numbers of the next generation: the lowest that are not finished, no more than the budget is good for."""
+        done, size = self.archive.numbers, GENERATION
+        if trials is not None:
+            size = min(size, trials - len(done))
+        if max_calls is not None:
+            left = max_calls - self.force_calls
+            expected = self.force_calls / len(done) if done else EXPECTED_CALLS
+            size = min(size, max(1, int(left / max(expected, 1)))) if left > 0 else 0
+        unfinished = (number for number in range(len(done) + max(size, 0)) if number not in done)
+        return [number for number, _ in zip(unfinished, range(size), strict=False)]
+
+    def _run_generation(self, numbers: list[int], max_calls: int | None) -> None:
+        """Sample these trials together, then relax one after the other."""
+        self._begun = [self._begin(number) for number in numbers]
+        self._sample(self._begun)
+        for trial in list(self._begun):
+            if max_calls is not None and self.force_calls >= max_calls:
+                if trial.force_calls == 0:  # sampling alone costs nothing that counts: as if it had not begun
+                    self._begun.remove(trial)
+                    continue
+                trial.end(Ended.BUDGET, "the force calls were used up before its relaxation")
+            if trial.needs is Need.RELAXATION:
+                self._relax(trial)
+            self._take_up(trial)
+        self._flush()
+
+    def _begin(self, number: int) -> Trial:
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
+        if self.starts is None:
+            atoms, schedule = random_molecule(self.numbers, rng), self.schedule
+        else:
+            atoms, schedule = self.starts[number % len(self.starts)].copy(), self.schedule
+            if hasattr(schedule, "starting_at") and schedule.n_steps:
+                schedule = schedule.starting_at(self.sigma_start)
+        walk = Walk.from_atoms(atoms, schedule, self.coupling, rng)
+        if self.starts is not None:
+            walk.scatter(self.sigma_start)
+        elif isinstance(schedule, Schedule) and schedule.n_steps:
+            walk.scatter_from_nothing(schedule.sigma(0))
+        return Trial(number, atoms, walk)
+
+    def _sample(self, trials: list[Trial]) -> None:
+        """Bring all trials through the sampler, in step with each other."""
+        while ready := [trial for trial in trials if trial.needs is Need.SCORE]:
+            propose([trial.walk for trial in ready], self.score)
+            forces = [self._sampling_force(trial) for trial in ready]
+            going = [(t.walk, f) for t, f in zip(ready, forces, strict=True) if t.ended is None]
+            if going:
+                complete(*zip(*going, strict=True))
+
+    def _sampling_force(self, trial: Trial) -> np.ndarray | None:
+        if trial.walk.point is None:
+            return None
+        trial.force_calls += 1
+        try:
+            return energy_and_forces(trial.atoms, trial.walk.point, self._new_calculator())[1]
+        except CalculatorFailure as failure:
+            trial.end(Ended.CALCULATOR, str(failure))
+            return None
+
+    def _relax(self, trial: Trial) -> None:
+        """Hand the structure to the optimizer and judge its end."""
+        atoms = trial.sampled()
+        atoms.calc = calculator = self._new_calculator()
+        keywords = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        outcome = hand_off(atoms, fmax=self.fmax, max_steps=self.max_steps, **keywords)
+        trial.force_calls += calculator.calls
+        ended, reason = Ended.MINIMUM, ""
+        if outcome.failed:
+            ended, reason = Ended.CALCULATOR, outcome.reason
+        elif not outcome.converged:
+            ended, reason = Ended.NOT_CONVERGED, outcome.reason
+        elif not self.fragments and not is_connected(atoms):
+            ended, reason = Ended.FRAGMENTS, "the atoms are not in one piece"
+        trial.end(ended, reason, atoms, outcome.energy, outcome.forces)
+
+    def _take_up(self, trial: Trial) -> None:
+        """Write a finished trial, if need be together with the next ones, and count its minimum."""
+        if time.monotonic() - self._written > WRITE_INTERVAL:
+            self._flush()
+        self._failures = self._failures + 1 if trial.ended is Ended.CALCULATOR else 0
+        if self._failures >= MAX_FAILURES:
+            raise SearchError(
+                f"{MAX_FAILURES} trials in a row were ended by the calculator, the last one so: {trial.reason}"
+            )
+
+    def _flush(self) -> None:
+        """Write the finished trials, in their order; then they count, and those who watch are told."""
+        finished = list(takewhile(lambda trial: trial.needs is Need.NOTHING, self._begun))
+        if not finished:
+            return
+        self.archive.append(finished)
+        self._begun = self._begun[len(finished) :]
+        self._written = time.monotonic()
+        calls = self.archive.totals["force_calls"] - sum(trial.force_calls for trial in finished)
+        count = self.archive.totals["trials"] - len(finished)
+        for trial in finished:
+            calls, count = calls + trial.force_calls, count + 1
+            if trial.ended is Ended.MINIMUM:
+                self._found.add(trial.atoms, trial.atoms.get_potential_energy(), trial.number, calls)
+            for function, interval, args, kwargs in self._observers:
+                if count % interval == 0:
+                    function(*args, **kwargs)
+
+    def _write_totals(self) -> None:
+        """Bring the metadata and the marks on the rows of the minima up to date."""
+        if self.archive.totals["trials"] == 0:
+            return
+        self.archive.write_metadata(**self.archive.totals)
+        self.archive.mark_minima({atoms.info["trial"]: rank for rank, atoms in enumerate(self.minima, start=1)})
+
+    def _calculator_source(self, calculator: Any) -> tuple[Callable[[], CountedCalculator], str]:
+        """A function that makes a counted calculator that remembers no other trial, and the calculator's name."""
+        if isinstance(calculator, str):
+            factory = calculator_factory(calculator, self.charge, self.multiplicity)
+            if ":" not in calculator:
+                return lambda: CountedCalculator(factory()), calculator
+        elif isinstance(calculator, Calculator) or not callable(calculator):
+            factory = lambda: calculator  # noqa: E731
+        else:
+            factory = calculator
+        made = factory()
+        if not hasattr(made, "get_property"):
+            raise InputError("The calculator must be a name, an ASE calculator, or a function that makes one.")
+
+        def again() -> CountedCalculator:
+            made.reset()
+            return CountedCalculator(made)
+
+        return again, calculator if isinstance(calculator, str) else made.name
+
+
+def found_minima(archive: Archive) -> MinimaList:
+    """The distinct minima among the trials of an archive, as compared while searching."""
+    settings = archive.metadata.get("settings", {})
+    found = MinimaList(Comparison.searching(settings.get("mirror_images_are_one", True)))
+    for record, calls in cumulative_calls(archive.records):
+        if record.ended is Ended.MINIMUM:
+            found.add(record.atoms, record.energy, record.number, calls)
+    return found
+
+
+def _sampling(coupling: str | Coupling, schedule: NoiseSchedule | None) -> tuple[Coupling, NoiseSchedule]:
+    if isinstance(coupling, str) and coupling == "rss":
+        return get_coupling("diffusion"), Schedule(n_steps=0)
+    coupling = get_coupling(coupling)
+    if schedule is None:
+        schedule = coupling.schedule() if hasattr(coupling, "schedule") else Schedule()
+    return coupling, schedule
+
+
+def _own_starts(starts: Sequence[Atoms] | None, numbers: np.ndarray) -> list[Atoms] | None:
+    if starts is None:
+        return None
+    copies = [atoms.copy() for atoms in starts]
+    if not copies or not all(same_composition(atoms.numbers, numbers) for atoms in copies):
+        raise InputError(
+            f"Every one of the starts must be a structure of {formula_of(numbers)}, and there must be one."
+        )
+    return copies
+
+
+def _load_score(score: Any, numbers: np.ndarray) -> Any:
+    from ase_gss.score import load_score  # torch is needed only here
+
+    if callable(score):
+        return score
+    loaded = load_score(score)
+    loaded.check_elements(numbers)
+    return loaded

@@ -1,0 +1,94 @@
+"""One trial: from a start to a relaxed, judged end. A value that pickles; what it needs next is for others to bring."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from ase_gss.walk import Walk
+
+
+class Ended(StrEnum):
+    """How a trial ended."""
+
+    MINIMUM = "minimum"
+    NOT_CONVERGED = "not converged"
+    FRAGMENTS = "fragments"
+    SADDLE = "saddle point"
+    CALCULATOR = "calculator"
+    BUDGET = "out of budget"
+
+
+class Need(StrEnum):
+    """What a trial waits for."""
+
+    SCORE = "score"
+    FORCE = "force"
+    RELAXATION = "relaxation"
+    NOTHING = "nothing"
+
+
+@dataclass
+class Trial:
+    """One trial.
+
+    Attributes
+    ----------
+    number : int
+        Trial number, unique in a search.
+    atoms : Atoms
+        Before the end the start; after it the end, with energy and forces where they are known.
+    walk : Walk
+        The sampling part.
+    force_calls : int
+        Spent so far; `verification_calls`, spent on the vibrational check, are counted apart.
+    ended : Ended or None
+        None while under way.
+    reason : str
+        Why it ended so, in words; empty for a minimum.
+    """
+
+    number: int
+    atoms: Atoms
+    walk: Walk
+    force_calls: int = 0
+    verification_calls: int = 0
+    ended: Ended | None = None
+    reason: str = ""
+
+    @property
+    def score_calls(self) -> int:
+        """Score calls spent so far."""
+        return self.walk.score_calls
+
+    @property
+    def needs(self) -> Need:
+        """What the trial waits for."""
+        if self.ended is not None:
+            return Need.NOTHING
+        if self.walk.finished:
+            return Need.RELAXATION
+        return Need.FORCE if self.walk.point is not None else Need.SCORE
+
+    def sampled(self) -> Atoms:
+        """The structure as the sampler has left it, without a calculator."""
+        atoms = self.atoms.copy()
+        atoms.set_positions(self.walk.positions, apply_constraint=False)
+        return atoms
+
+    def end(
+        self,
+        ended: Ended,
+        reason: str = "",
+        atoms: Atoms | None = None,
+        energy: float | None = None,
+        forces: np.ndarray | None = None,
+    ) -> None:
+        """Record the end: the structure, its energy (eV) and forces (N, 3) in eV/Å where they are known and finite."""
+        self.ended, self.reason = ended, reason
+        end = self.sampled() if atoms is None else atoms.copy()
+        if energy is not None and np.isfinite(energy):
+            end.calc = SinglePointCalculator(end, energy=float(energy), forces=forces)
+        self.atoms = end

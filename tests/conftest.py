@@ -1,0 +1,51 @@
+"""Shared by all tests: one thread, and scores and potentials whose answers are known."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+
+class Harmonic(Calculator):
+    """Springs (eV/Å²) to fixed places; counts its calls."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, places, spring=1.0):
+        super().__init__()
+        self.places, self.spring, self.calls = np.asarray(places), spring, 0
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.calls += 1
+        away = self.atoms.positions - self.places
+        self.results = {"energy": 0.5 * self.spring * np.sum(away**2), "forces": -self.spring * away}
+
+
+class GaussianScore:
+    """The exact score of one known structure, blurred: (x0 - x) / (spread² + sigma²); counts its structures."""
+
+    def __init__(self, positions, spread=0.1):
+        self.positions, self.spread, self.calls = np.asarray(positions), spread, 0
+
+    def __call__(self, numbers, positions, sigma, structure):
+        n_structures = structure[-1] + 1
+        self.calls += n_structures
+        clean = np.tile(self.positions, (n_structures, 1))
+        return (clean - positions) / (self.spread**2 + sigma[:, None] ** 2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def water() -> Atoms:
+    return Atoms("OH2", positions=[[0, 0, 0.12], [0, 0.76, -0.48], [0, -0.76, -0.48]])
