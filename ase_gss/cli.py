@@ -103,12 +103,6 @@ def _positive(text: str) -> int:
     return value
 
 
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def _search(options: argparse.Namespace) -> int:
     from ase_gss.composition import formula_of, parse_formula
 
@@ -116,7 +110,6 @@ def _search(options: argparse.Namespace) -> int:
     if options.trials is None and options.max_calls is None:
         options.max_calls = 4000
         print("Neither --trials nor --max-calls was given: the search ends after 4000 force calls.")
-    _one_thread()
     from tqdm import tqdm
 
     from ase_gss.report import ranking_table, summary, summary_text
@@ -221,7 +214,6 @@ def _refine(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    _one_thread()
     from ase_gss.score.training import train
 
     train(

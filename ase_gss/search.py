@@ -19,7 +19,7 @@ from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFactory, CalculatorFailure, CountedCalculator, energy_and_forces
 from ase_gss.minima import Comparison, MinimaList
 from ase_gss.refine import refine, refined_minima
-from ase_gss.relax import hand_off
+from ase_gss.relax import fallen_apart, hand_off
 from ase_gss.schedule import NoiseSchedule, Schedule
 from ase_gss.starts import random_molecule
 from ase_gss.trial import Ended, Need, Trial
@@ -326,15 +326,17 @@ class GenerativeRSS:
         atoms = trial.sampled()
         atoms.calc = calculator = self._new_calculator()
         keywords = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        if not self.fragments:
+            keywords["give_up"] = fallen_apart
         outcome = hand_off(atoms, fmax=self.fmax, max_steps=self.max_steps, **keywords)
         trial.force_calls += calculator.calls
         ended, reason = Ended.MINIMUM, ""
         if outcome.failed:
             ended, reason = Ended.CALCULATOR, outcome.reason
+        elif not self.fragments and not is_connected(atoms):
+            ended, reason = Ended.FRAGMENTS, outcome.reason or "not in one piece"
         elif not outcome.converged:
             ended, reason = Ended.NOT_CONVERGED, outcome.reason
-        elif not self.fragments and not is_connected(atoms):
-            ended, reason = Ended.FRAGMENTS, "the atoms are not in one piece"
         trial.end(ended, reason, atoms, outcome.energy, outcome.forces)
 
     def _take_up(self, trial: Trial) -> None:

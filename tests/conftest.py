@@ -17,7 +17,7 @@ class Harmonic(Calculator):
 
     def __init__(self, places, spring=1.0):
         super().__init__()
-        self.places, self.spring, self.calls = np.asarray(places), spring, 0
+        self.places, self.spring, self.calls = np.array(places), spring, 0
 
     def calculate(self, atoms=None, properties=None, system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
@@ -30,7 +30,7 @@ class GaussianScore:
     """The exact score of one known structure, blurred: (x0 - x) / (spread² + sigma²); counts its structures."""
 
     def __init__(self, positions, spread=0.1):
-        self.positions, self.spread, self.calls = np.asarray(positions), spread, 0
+        self.positions, self.spread, self.calls = np.array(positions), spread, 0
 
     def __call__(self, numbers, positions, sigma, structure):
         n_structures = structure[-1] + 1

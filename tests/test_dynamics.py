@@ -81,12 +81,12 @@ def test_langevin_at_the_same_temperature_everywhere(water):
         atoms.calc = Harmonic([[0, 0, 0]], spring)
         score = GaussianScore([[0, 0, 0]], spread=np.sqrt(kT / spring - 1e-4))
         coupling = Langevin(mix=mix, temperature_K=300, step=4e-4, level=0.01)
-        dyn = dynamics(atoms, score, coupling, schedule=ConstantNoise(0.01, 4e-4, 3000), keep_centre=False, max_step=9)
+        dyn = dynamics(atoms, score, coupling, schedule=ConstantNoise(0.01, 4e-4, 1500), keep_centre=False, max_step=9)
         trace = []
         dyn.attach(lambda trace=trace, atoms=atoms: trace.append(atoms.positions.copy()))
         dyn.run()
         variance.append(np.var(trace[200:]))
-    np.testing.assert_allclose(variance, kT / spring, rtol=0.25)
+    np.testing.assert_allclose(variance, kT / spring, rtol=0.3)
 
 
 @pytest.mark.parametrize("coupling", ["diffusion", "hot", "mi", "mn", "langevin"])

@@ -25,7 +25,7 @@ def test_levels_fall_to_zero_and_steps_add_up(sigma_max, sigma_min, n_steps):
 def test_starting_lower_keeps_the_levels_below():
     schedule = Schedule()
     part = schedule.starting_at(0.5)
-    assert part.sigma(0) == 0.5
+    assert part.sigma(0) == pytest.approx(0.5)
     assert part.sigmas[-2] == pytest.approx(schedule.sigmas[-2])
     assert 0 < part.n_steps < schedule.n_steps
 

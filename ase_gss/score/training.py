@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
@@ -112,6 +112,11 @@ def validation_batches(structures: Structures, seed: int) -> list[dict[str, torc
     ]
 
 
+def moving_average(average: torch.Tensor, current: torch.Tensor, n_averaged: torch.Tensor | int) -> torch.Tensor:
+    """Exponential average over about 1000 steps; over fewer at the beginning, to forget the random initial weights."""
+    return average + (current - average) * max(0.001, 9.0 / (10.0 + float(n_averaged)))
+
+
 def git_revision() -> str:
     """Revision of the code that trains, "unknown" outside of a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -197,7 +202,7 @@ def train(
         enable_model_summary=False,
         enable_progress_bar=progress,
         callbacks=[
-            EMAWeightAveraging(decay=0.999),
+            WeightAveraging(avg_fn=moving_average),
             ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=validate_every),
             *([TQDMProgressBar(refresh_rate=50)] if progress else []),
         ],

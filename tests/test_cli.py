@@ -1,0 +1,166 @@
+"""The shell, as a user meets it."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ase.db import connect
+from ase.io import read
+
+from ase_gss.cli import main
+
+SEARCH = ["search", "Ar5", "-c", "lj", "--coupling", "rss"]
+
+
+@pytest.fixture
+def database(tmp_path, capsys):
+    path = str(tmp_path / "ar5.db")
+    assert main([*SEARCH, "--trials", "12", "-o", path]) == 0
+    capsys.readouterr()
+    return path
+
+
+def test_search_ends_in_a_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*SEARCH, "--trials", "5"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split()[:3] == ["rank", "dE/eV", "energy/eV"]
+    assert "Ar5: 5 trials" in out
+    assert (tmp_path / "Ar5.db").exists()
+    assert main([*SEARCH, "--trials", "8"]) == 0
+    assert "going on after 5 trials" in capsys.readouterr().out
+
+
+def test_summary_as_text_and_json(database, capsys):
+    assert main(["summary", database]) == 0
+    assert "12 trials" in capsys.readouterr().out
+    assert main(["summary", database, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["formula"] == "Ar5"
+    assert facts["trials"] == 12 == facts["converged"] + facts["failed"]
+    assert facts["force_calls"] == sum(row.force_calls for row in connect(database).select())
+    assert facts["score_calls"] == 0
+    assert set(facts["minima_within"]) == {"1", "2", "3", "5"}
+    assert facts["lowest_energy"] == pytest.approx(-9.1, abs=0.2)
+    assert facts["minima"] >= 1
+
+
+def test_rank_export_and_refine_agree(database, tmp_path, capsys):
+    assert main(["rank", database]) == 0
+    ranked = capsys.readouterr().out.splitlines()
+    target = str(tmp_path / "minima.extxyz")
+    assert main(["export", database, "-o", target]) == 0
+    frames = read(target, ":")
+    assert len(frames) == len(ranked) - 1
+    energies = [atoms.get_potential_energy() for atoms in frames]
+    assert energies == sorted(energies)
+    assert np.abs(frames[0].get_forces()).max() < 0.05
+    capsys.readouterr()
+    assert main(["refine", database]) == 0
+    assert "Refinement took" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "C3H6O)", "--trials", "1"], "not a chemical formula"),
+        (["search", "Xy2", "--trials", "1"], "not a chemical formula"),
+        (["search", "Ar2", "-c", "nothing", "--trials", "1"], "No calculator 'nothing'"),
+        (["search", "Ar2", "-c", "no_such_module:f", "--trials", "1"], "cannot be imported"),
+        (["search", "Ar2", "-c", "lj", "--score", "setup.py", "--trials", "1"], "No score 'setup.py'"),
+        (["search", "Ar2", "-c", "lj", "--coupling", "none", "--trials", "1"], "No coupling 'none'"),
+        (["search", "Ar2", "-c", "lj", "--coupling", "rss", "--optimizer", "FIRST", "--trials", "1"], "FIRST"),
+        (["search", "CH3", "-c", "lj", "--multiplicity", "1", "--trials", "1"], "cannot have multiplicity 1"),
+        (["search", "Ar2", "-c", "lj", "--coupling", "rss", "--trials", "1", "-o", "no/such/folder.db"], "folder"),
+        (["summary", "nothing.db"], "no database nothing.db"),
+        (["rank", "nothing.db"], "no database nothing.db"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("ase-gss: ")
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_names_its_extra(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tblite", None)
+    assert main(["search", "H2O", "-c", "gfn2", "--trials", "1"]) == 2
+    assert "pip install 'ase-gss[xtb]'" in capsys.readouterr().err
+
+
+def test_a_database_of_another_formula_is_refused(database, capsys):
+    assert main(["search", "Ar3", "-c", "lj", "--coupling", "rss", "--trials", "3", "-o", database]) == 2
+    assert "formula Ar5, not Ar3" in capsys.readouterr().err
+
+
+def test_a_calculator_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_for_test.py").write_text(
+        "from ase.calculators.lj import LennardJones\ndef make():\n    return LennardJones(rc=9)\n"
+    )
+    arguments = ["search", "Ar3", "-c", "mine_for_test:make", "--coupling", "rss", "--trials", "2"]
+    assert main(arguments) == 0
+    assert "Ar3: 2 trials" in capsys.readouterr().out
+
+
+def command(path, trials):
+    return [sys.executable, "-m", "ase_gss.cli", *SEARCH, "--trials", str(trials), "-o", str(path)]
+
+
+def trials_in(path):
+    if not path.exists():
+        return []
+    return [row.trial for row in connect(path, use_lock_file=False).select("trial>=0")]
+
+
+def kill_and_resume(tmp_path, kills, trials):
+    """Kill the search at random moments and check each time that nothing finished is lost."""
+    path, rng = tmp_path / "killed.db", random.Random(0)
+    kept = set()
+    for _ in range(kills):
+        process = subprocess.Popen(command(path, trials), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = time.monotonic()
+        while not path.exists() and process.poll() is None and time.monotonic() - before < 60:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 2.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done = trials_in(path)
+        assert len(done) == len(set(done))
+        assert kept <= set(done)
+        kept = set(done)
+    # Ctrl-C, a signal that a program may answer, ends with the table.
+    process = subprocess.Popen(command(path, 10**6), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "rank" in out
+    done = trials_in(path)
+    assert len(done) == len(set(done))
+    assert kept <= set(done)
+    subprocess.run(command(path, max(done) + 20), check=True, capture_output=True)
+    assert sorted(trials_in(path)) == list(range(max(done) + 20))
+    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert os.listdir(tmp_path) == ["killed.db"]
+
+
+def test_kill_and_resume(tmp_path):
+    kill_and_resume(tmp_path, kills=2, trials=100_000)
+
+
+@pytest.mark.slow
+def test_kill_ten_times_and_resume(tmp_path):
+    kill_and_resume(tmp_path, kills=10, trials=100_000)

@@ -1,0 +1,225 @@
+"""GenerativeRSS: budgets, resuming, failures, counting, and what is found."""
+
+import sqlite3
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.lj import LennardJones
+from ase.db import connect
+from conftest import GaussianScore
+
+from ase_gss import GenerativeRSS, InputError
+from ase_gss.coupling import Mn
+from ase_gss.search import SearchError
+
+TETRAHEDRON = -6.0  # energy of four Lennard-Jones atoms with six contacts, in units of epsilon
+
+
+class Counting(LennardJones):
+    """Lennard-Jones atoms; counts, and fails where it is told to."""
+
+    def __init__(self, fail=lambda call: False):
+        super().__init__(sigma=1.0, epsilon=1.0, rc=20.0)
+        self.fail, self.calls = fail, 0
+
+    def calculate(self, *args, **kwargs):
+        self.calls += 1
+        if self.fail(self.calls):
+            raise RuntimeError("SCF not converged\n  in 250 cycles")
+        super().calculate(*args, **kwargs)
+
+
+def rss(trials=None, calculator=None, formula="Ar4", **keywords):
+    search = GenerativeRSS(formula, calculator or Counting(), coupling="rss", **keywords)
+    if trials:
+        search.run(trials=trials)
+    return search
+
+
+def same_records(a, b):
+    assert [r.number for r in a.archive.records] == [r.number for r in b.archive.records]
+    for first, second in zip(a.archive.records, b.archive.records, strict=True):
+        np.testing.assert_array_equal(first.atoms.positions, second.atoms.positions)
+        assert (first.force_calls, first.ended) == (second.force_calls, second.ended)
+
+
+def test_finds_the_tetrahedron_and_counts_every_call():
+    calculator = Counting()
+    search = rss(20, calculator, fmax=0.01)
+    best = search.minima[0]
+    assert best.get_potential_energy() == pytest.approx(TETRAHEDRON, abs=0.05)
+    assert np.abs(best.get_forces()).max() < 0.01
+    assert set(best.info) >= {"hits", "first_call", "first_trial", "trial"}
+    assert sum(search.hits) == sum(atoms.info["hits"] for atoms in search.minima)
+    assert search.trials == 20
+    assert search.force_calls == calculator.calls
+    assert search.score_calls == 0
+
+
+def test_max_calls_is_kept_to_within_one_trial():
+    for budget in (1, 57, 400):
+        search = rss()
+        search.run(max_calls=budget)
+        largest = max(record.force_calls for record in search.archive.records)
+        assert budget <= search.force_calls < budget + largest
+
+
+def test_max_calls_with_forces_while_sampling():
+    places = np.array([[0, 0, 0], [1.1, 0, 0], [0.5, 1, 0], [0.5, 0.4, 0.9]])
+    score, calculator = GaussianScore(places), Counting()
+    search = GenerativeRSS("Ar4", calculator, score=score, coupling=Mn(below=0.5))
+    search.run(max_calls=300)
+    largest = max(record.force_calls for record in search.archive.records)
+    assert 300 <= search.force_calls < 300 + largest
+    assert search.force_calls == calculator.calls
+    # Trials that had not begun to spend force calls are left out of the books.
+    assert search.score_calls <= score.calls
+
+
+def test_same_seed_same_search_and_other_seed_another():
+    a, b, c = rss(6, seed=1), rss(6, seed=1), rss(6, seed=2)
+    same_records(a, b)
+    assert not np.allclose(a.archive.records[0].atoms.positions, c.archive.records[0].atoms.positions)
+
+
+def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path):
+    path = tmp_path / "ar4.db"
+    first = rss(database=path)
+    first.attach(lambda: (_ for _ in ()).throw(KeyboardInterrupt()), 7)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(trials=12)
+    finished = connect(path).count("trial>=0")
+    assert 0 < finished <= 12
+    calculator = Counting()
+    second = rss(database=path, calculator=calculator)
+    assert second.trials == finished
+    spent = second.force_calls
+    second.run(trials=12)
+    assert calculator.calls == second.force_calls - spent
+    whole = rss(12)
+    assert sorted(r.number for r in second.archive.records) == list(range(12))
+    assert second.force_calls == whole.force_calls
+    for a, b in zip(second.minima, whole.minima, strict=True):
+        assert a.get_potential_energy() == pytest.approx(b.get_potential_energy(), abs=1e-9)
+    assert second.run(trials=12) == second.minima  # nothing left to do
+
+
+def test_the_database_opens_in_ase(tmp_path):
+    path = tmp_path / "ar5.db"
+    search = rss(15, formula="Ar5", database=path)
+    database = connect(path)
+    rows = list(database.select("trial>=0"))
+    assert sorted(row.trial for row in rows) == list(range(15))
+    assert {"ended", "reason", "seed", "coupling", "force_calls", "score_calls", "converged"} <= set(rows[0])
+    ranks = {row.minimum: row.trial for row in database.select("minimum>0")}
+    assert ranks == {rank: atoms.info["trial"] for rank, atoms in enumerate(search.minima, start=1)}
+    assert database.metadata["force_calls"] == search.force_calls
+    assert not list(tmp_path.glob("*.lock"))
+    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_one_failure_ends_one_trial_with_its_reason():
+    calculator = Counting(fail=lambda call: call == 30)
+    search = rss(10, calculator)
+    failed = [record for record in search.archive.records if str(record.ended) == "calculator"]
+    assert len(failed) == 1
+    assert "SCF not converged in 250 cycles" in failed[0].reason
+    assert search.force_calls == calculator.calls
+
+
+def test_twenty_failures_in_a_row_end_the_search(tmp_path):
+    path = tmp_path / "x.db"
+    search = rss(calculator=Counting(fail=lambda call: True), database=path)
+    with pytest.raises(SearchError, match="20 trials in a row.*SCF not converged"):
+        search.run(trials=100)
+    assert connect(path).count() == 20
+
+
+def test_fragments_count_only_when_asked_for():
+    far = Atoms("Ar2", positions=[[0, 0, 0], [9, 0, 0]])
+    keywords = {"calculator": LennardJones(sigma=1.0, rc=3.0), "formula": "Ar2", "starts": [far], "sigma_start": 1e-6}
+    assert rss(1, **keywords).minima == []
+    assert len(rss(1, fragments=True, **keywords).minima) == 1
+
+
+def test_own_starts_are_taken_in_turn():
+    a, b = Atoms("Ar2", positions=[[0, 0, 0], [1.2, 0, 0]]), Atoms("Ar2", positions=[[5, 0, 0], [6.0, 0, 0]])
+    search = rss(4, formula="Ar2", starts=[a, b], sigma_start=0.01)
+    places = [record.atoms.positions[:, 0].mean() for record in search.archive.records]
+    np.testing.assert_allclose(places, [0.6, 5.5, 0.6, 5.5], atol=0.1)
+    with pytest.raises(InputError, match="must be a structure of Ar3"):
+        rss(formula="Ar3", starts=[a])
+
+
+def test_refinement_is_counted_apart_and_not_repeated(tmp_path):
+    path = tmp_path / "x.db"
+    search = rss(10, database=path, fmax=0.3)
+    calls = search.force_calls
+    minima = search.refine_minima(fmax=0.001)
+    assert minima[0].get_potential_energy() == pytest.approx(TETRAHEDRON, abs=2e-3)
+    assert np.abs(minima[0].get_forces()).max() < 0.001
+    assert search.force_calls == calls
+    spent = search.refinement_calls
+    assert spent > 0
+    again = GenerativeRSS.resumed(path, Counting())
+    again.refine_minima(fmax=0.001)
+    assert again.refinement_calls == spent
+    assert len(again.minima) == len(minima)
+
+
+def test_a_database_of_another_search_is_refused(tmp_path):
+    path = tmp_path / "x.db"
+    rss(2, database=path)
+    with pytest.raises(InputError, match="formula Ar4, not Ar3"):
+        rss(formula="Ar3", database=path)
+    with pytest.raises(InputError, match="seed 0, not 5"):
+        rss(seed=5, database=path)
+    other = tmp_path / "other.db"
+    connect(other, use_lock_file=False).write(Atoms("H"))
+    with pytest.raises(InputError, match="not a database of ase-gss"):
+        rss(database=other)
+    text = tmp_path / "text.db"
+    text.write_text("no database at all " * 100)
+    with pytest.raises(InputError, match="not an ASE database"):
+        rss(database=text)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"formula": "Xx2"}, "not a chemical formula"),
+        ({"formula": "C3H6O)"}, "C3H6O.* is not a chemical formula"),
+        ({"fmax": -1}, "must be positive"),
+        ({"multiplicity": 2}, "cannot have multiplicity 2"),
+        ({"verify": "yes"}, "verify"),
+        ({"calculator": "gfn3"}, "No calculator 'gfn3'"),
+    ],
+)
+def test_wrong_input_is_one_sentence(keywords, message):
+    with pytest.raises(InputError, match=message):
+        rss(1, **keywords)
+
+
+def test_odd_electrons_have_multiplicity_two():
+    assert rss(formula="CH3").multiplicity == 2
+    assert rss(formula="CH3", charge=1).multiplicity == 1
+
+
+def test_a_function_makes_the_calculator_once():
+    made = []
+
+    def make():
+        made.append(Counting())
+        return made[-1]
+
+    search = rss(5, make)
+    assert len(made) == 1
+    assert search.force_calls == made[0].calls
+    with pytest.raises(InputError, match="makes one"):
+        rss(calculator=lambda: None)
+
+
+def test_needs_an_end():
+    with pytest.raises(InputError, match="trials, max_calls"):
+        rss().run()
