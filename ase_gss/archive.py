@@ -26,24 +26,50 @@ class Record:
 
     Attributes
     ----------
-    number, force_calls, score_calls, verification_calls : int
+    number, force_calls, score_calls : int
         As in `Trial`.
-    ended, reason : Ended, str
+    ended, reason, converged : Ended, str, bool
         As in `Trial`.
     atoms : Atoms
         The end, with its energy where there is one.
     energy : float or None
         eV.
+    known : int or None
+        As in `Trial`.
     """
 
     number: int
     force_calls: int
     score_calls: int
-    verification_calls: int
     ended: Ended
     reason: str
+    converged: bool
     atoms: Atoms
     energy: float | None
+    known: int | None = None
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The tightly relaxed representative of a minimum.
+
+    Attributes
+    ----------
+    number : int
+        Trial that represents the minimum.
+    atoms : Atoms
+        With energy and forces.
+    kept, verified : bool
+        Whether it is a minimum after all, and whether it was checked for imaginary modes.
+    reason : str
+        Why it is none; empty where it is one.
+    """
+
+    number: int
+    atoms: Atoms
+    kept: bool
+    verified: bool
+    reason: str
 
 
 class Archive:
@@ -65,8 +91,8 @@ class Archive:
     def __init__(self, path: str | os.PathLike | None, must_exist: bool = False) -> None:
         self.path = None if path is None else os.fspath(path)
         self.records: list[Record] = []
-        self.refined: dict[int, Atoms | None] = {}
-        self.totals = {"trials": 0, "force_calls": 0, "score_calls": 0, "verification_calls": 0}
+        self.refined: dict[int, Refined] = {}
+        self.totals = {"trials": 0, "force_calls": 0, "score_calls": 0}
         self.metadata: dict = {}
         self._rows: dict[int, int] = {}
         self._database = None
@@ -111,10 +137,15 @@ class Archive:
         for trial, row in zip(trials, ids, strict=True):
             self._keep(_record_of(trial), row)
 
-    def append_refined(self, number: int, atoms: Atoms, kept: bool) -> None:
-        """Write the tightly relaxed end of a trial; `kept` is False where it is no minimum after all."""
-        self._write([(atoms, {"refined_trial": number, "kept": kept})])
-        self.refined[number] = atoms if kept else None
+    def append_refined(self, refined: Refined, refinement_calls: int, verification_calls: int) -> None:
+        """Write a refined minimum, which replaces an earlier one of the same trial, and what it has cost."""
+        values = {"refined_trial": refined.number, "kept": refined.kept, "verified": refined.verified}
+        self._write([(refined.atoms, values | {"reason": refined.reason or "-"})])
+        self.refined[refined.number] = refined
+        self.write_metadata(
+            refinement_calls=self.metadata.get("refinement_calls", 0) + refinement_calls,
+            verification_calls=self.metadata.get("verification_calls", 0) + verification_calls,
+        )
 
     def write_metadata(self, **values) -> None:
         """Add to the metadata; it is in the file when this returns."""
@@ -146,8 +177,8 @@ class Archive:
         self._rows[record.number] = row
         self.records.append(record)
         self.totals["trials"] += 1
-        for key in ("force_calls", "score_calls", "verification_calls"):
-            self.totals[key] += getattr(record, key)
+        self.totals["force_calls"] += record.force_calls
+        self.totals["score_calls"] += record.score_calls
 
     def _connection(self):
         if self._database is None:
@@ -175,10 +206,10 @@ class Archive:
             "coupling": coupling if trial.walk.schedule.n_steps else "rss",
             "ended": str(trial.ended),
             "reason": trial.reason or "-",
-            "converged": trial.ended in CONVERGED,
+            "converged": trial.converged,
+            **({} if trial.known is None else {"known": trial.known}),
             "force_calls": trial.force_calls,
             "score_calls": trial.score_calls,
-            "verification_calls": trial.verification_calls,
         }
 
     def _read(self) -> None:
@@ -192,27 +223,29 @@ class Archive:
             raise InputError(f"{self.path} is not a database of ase-gss, or of a version that this one cannot read.")
         for row in rows:
             if "refined_trial" in row:
-                self.refined[row.refined_trial] = row.toatoms() if row.kept else None
+                self.refined[row.refined_trial] = Refined(
+                    row.refined_trial, row.toatoms(), bool(row.kept), bool(row.verified), _reason(row)
+                )
             elif "trial" in row:
                 self._keep(_record_of_row(row), row.id)
         self.records.sort(key=lambda record: record.number)
 
 
-#: Ends whose largest force is below fmax.
-CONVERGED = (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE)
-
-
 def _record_of(trial: Trial) -> Record:
     energy = trial.atoms.get_potential_energy() if trial.atoms.calc is not None else None
-    spent = trial.force_calls, trial.score_calls, trial.verification_calls
-    return Record(trial.number, *spent, trial.ended, trial.reason, trial.atoms, energy)
+    spent = trial.force_calls, trial.score_calls
+    return Record(trial.number, *spent, trial.ended, trial.reason, trial.converged, trial.atoms, energy, trial.known)
 
 
 def _record_of_row(row: AtomsRow) -> Record:
-    reason = "" if row.reason == "-" else row.reason
     energy = float(row.energy) if "energy" in row else None
-    spent = row.force_calls, row.score_calls, row.verification_calls
-    return Record(row.trial, *spent, Ended(row.ended), reason, row.toatoms(), energy)
+    ended, converged = Ended(row.ended), bool(row.converged)
+    return Record(row.trial, row.force_calls, row.score_calls, ended, _reason(row), converged, row.toatoms(), energy)
+
+
+def _reason(row: AtomsRow) -> str:
+    # ase.db refuses an empty text.
+    return "" if row.reason == "-" else row.reason
 
 
 def cumulative_calls(records: list[Record]) -> Iterator[tuple[Record, int]]:

@@ -43,12 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--fmax", type=float, default=0.05, help="largest force of a minimum, eV/Å (default: %(default)s)"
     )
-    search.add_argument("--optimizer", help="FIRE, BFGS or another of ASE's; the default needs the fewest force calls")
+    search.add_argument(
+        "--optimizer", default="ModelBFGS", help="FIRE, BFGS or another of ASE's (default: %(default)s, the cheapest)"
+    )
     search.add_argument("--charge", type=int, default=0, help="total charge, e (default: %(default)s)")
     search.add_argument("--multiplicity", type=_positive, help="2S+1 (default: 1, or 2 for an odd number of electrons)")
     search.add_argument("--fragments", action="store_true", help="keep ends that are not in one piece")
-    search.add_argument("--verify", choices=["hessian"], help="check ends for imaginary modes")
     search.add_argument("--refine", action="store_true", help="relax the distinct minima tightly at the end")
+    search.add_argument("--verify", choices=["hessian"], help="refine, and check each minimum for imaginary modes")
     search.add_argument(
         "--seed", type=int, default=0, help="trial n depends on the seed and n alone (default: %(default)s)"
     )
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     refine.add_argument("database")
     refine.add_argument("-c", "--calculator", help="needed for a search in Python with a calculator object")
     refine.add_argument("--fmax", type=float, default=0.005, help="largest force, eV/Å (default: %(default)s)")
+    refine.add_argument("--verify", choices=["hessian"], help="check each minimum for imaginary modes, too")
     refine.add_argument("--top", type=_positive, default=20, help="rows of the table (default: %(default)s)")
 
     train = commands.add_parser("train", help="train a score")
@@ -206,7 +209,7 @@ def _refine(options: argparse.Namespace) -> int:
     from ase_gss.report import ranking_table, summary, summary_text
     from ase_gss.search import GenerativeRSS
 
-    search = GenerativeRSS.resumed(options.database, options.calculator)
+    search = GenerativeRSS.resumed(options.database, options.calculator, options.verify)
     print(ranking_table(search.refine_minima(fmax=options.fmax), options.top))
     print()
     print(summary_text(summary(search.archive)))

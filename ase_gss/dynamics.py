@@ -10,7 +10,7 @@ from ase.md.md import MolecularDynamics
 from ase_gss.coupling import Coupling, get_coupling
 from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFailure, CountedCalculator, energy_and_forces
-from ase_gss.relax import Relaxation, hand_off
+from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, hand_off
 from ase_gss.schedule import NoiseSchedule, Schedule
 from ase_gss.walk import ScoreFunction, Walk, complete, propose
 
@@ -154,10 +154,9 @@ class GSSDynamics(MolecularDynamics):
         self.atoms.set_positions(self.walk.positions, apply_constraint=False)
         self._last = {"sigma": sigma, "weights": wanted, "energy": energy, "forces": forces, "failure": failure}
 
-    def hand_off(self, optimizer: Any = None, fmax: float = 0.05, **keywords) -> Relaxation:
+    def hand_off(self, optimizer: Any = DEFAULT_OPTIMIZER, fmax: float = 0.05, **keywords) -> Relaxation:
         """Relax the atoms with their own calculator, as a search does; see :func:`ase_gss.relax.hand_off`."""
-        keywords = keywords if optimizer is None else keywords | {"optimizer": optimizer}
-        return hand_off(self.atoms, fmax=fmax, **keywords)
+        return hand_off(self.atoms, optimizer, fmax, **keywords)
 
     def log(self) -> None:
         """One line for the last step, and the header before the first."""

@@ -1,14 +1,14 @@
-"""Tight relaxation of the distinct minima: what falls together is merged, what falls apart is dropped."""
+"""Tight relaxation of the distinct minima: what falls together is merged, what is no minimum is dropped."""
 
 from collections.abc import Callable
+from functools import partial
 
-from ase import Atoms
-
-from ase_gss.archive import Archive
+from ase_gss.archive import Archive, Refined
 from ase_gss.bonds import is_connected
 from ase_gss.forces import CountedCalculator
 from ase_gss.minima import Comparison, MinimaList
 from ase_gss.relax import hand_off
+from ase_gss.verify import verify_minimum
 
 
 def refine(
@@ -18,7 +18,8 @@ def refine(
     fmax: float = 0.005,
     max_steps: int = 300,
     fragments: bool = False,
-) -> int:
+    verify: bool = False,
+) -> None:
     """Relax the representative of every minimum to `fmax` and write it to the archive.
 
     Those already there are not relaxed again, so an interrupted refinement goes on where it stopped.
@@ -37,52 +38,43 @@ def refine(
         Optimizer steps for each.
     fragments : bool
         Keep ends that are not in one piece.
-
-    Returns
-    -------
-    int
-        Force calls spent.
+    verify : bool
+        Check each for imaginary modes; a saddle point is pushed off along its mode and relaxed again.
     """
-    calls = 0
+    relax = partial(hand_off, fmax=fmax, max_steps=max_steps)
     for atoms in minima.ranked():
         number = atoms.info["trial"]
-        if number in archive.refined:
+        earlier = archive.refined.get(number)
+        if earlier is not None and (earlier.verified or not earlier.kept or not verify):
             continue
-        refined = atoms.copy()
-        refined.info = {}
-        refined.calc = calculator = new_calculator()
-        outcome = hand_off(refined, fmax=fmax, max_steps=max_steps)
-        calls += calculator.calls
-        kept = outcome.converged and (fragments or is_connected(refined))
-        archive.append_refined(number, outcome.frozen(refined), kept)
-        total = archive.metadata.get("refinement_calls", 0) + calculator.calls
-        archive.write_metadata(refinement_calls=total)
-    return calls
+        end = (atoms if earlier is None else earlier.atoms).copy()
+        end.info = {}
+        end.calc = calculator = new_calculator()
+        outcome = relax(end)
+        reason, refinement_calls = outcome.reason, calculator.calls
+        if verify and outcome.converged:
+            verification = verify_minimum(end, relax)
+            reason, outcome = verification.reason, verification.relaxation or outcome
+        if not reason and not fragments and not is_connected(end):
+            reason = "not in one piece"
+        archive.append_refined(
+            Refined(number, outcome.frozen(end), not reason, verify, reason),
+            refinement_calls,
+            calculator.calls - refinement_calls,
+        )
 
 
-def refined_minima(
-    minima: MinimaList, refined: dict[int, Atoms | None], mirror_images_are_one: bool = True
-) -> MinimaList:
-    """The list with each minimum in its refined form where there is one, and with those that now are one merged.
-
-    Parameters
-    ----------
-    minima : MinimaList
-        As found while searching.
-    refined : dict
-        Refined structure of the trial that represents a minimum; None where it turned out to be none.
-    mirror_images_are_one : bool
-        As in `Comparison`.
-    """
-    if not refined:
+def refined_minima(minima: MinimaList, archive: Archive) -> MinimaList:
+    """The list with each minimum in its refined form where there is one, and with those that now are one merged."""
+    if not archive.refined:
         return minima
-    representatives = minima.ranked()
-    complete = all(atoms.info["trial"] in refined for atoms in representatives)
+    representatives = sorted(minima.ranked(), key=lambda atoms: atoms.info["first_call"])
+    complete = all(atoms.info["trial"] in archive.refined for atoms in representatives)
     settings = Comparison.refined if complete else Comparison.searching
-    merged = MinimaList(settings(mirror_images_are_one))
-    for atoms in sorted(representatives, key=lambda atoms: atoms.info["first_call"]):
-        end = refined.get(atoms.info["trial"], atoms)
-        if end is not None:
-            info = atoms.info
+    merged = MinimaList(settings(minima.comparison.mirror_images_are_one))
+    for atoms in representatives:
+        refined = archive.refined.get(atoms.info["trial"])
+        if refined is None or refined.kept:
+            end, info = (atoms if refined is None else refined.atoms), atoms.info
             merged.add(end, end.get_potential_energy(), info["trial"], info["first_call"], hits=info["hits"])
     return merged

@@ -25,7 +25,10 @@ from ase_gss.forces import CalculatorFailure, CountedCalculator
 # 0.005 atomic units); what is added to all of it; how fast a bond fades, exp(_FADING (1 - (d / sum of radii)²)), how
 # many sums of radii it reaches, and how weak a bend or torsion is left out.
 _STRETCH, _BEND, _TORSION, _FLOOR = 43.7, 4.08, 0.136, 1.0
-_FADING, _REACH, _LEAST = 2.0, 2.1, 0.03
+_FADING, _REACH, _LEAST = 2.0, 2.1, 0.3
+
+#: The optimizer with the fewest force calls to a molecule's minimum.
+DEFAULT_OPTIMIZER = "ModelBFGS"
 
 
 @dataclass
@@ -69,13 +72,13 @@ class Relaxation:
 
 def hand_off(
     atoms: Atoms | Filter,
-    optimizer: str | type[Optimizer] = "ModelBFGS",
+    optimizer: str | type[Optimizer] = DEFAULT_OPTIMIZER,
     fmax: float = 0.05,
     max_steps: int = 300,
     trajectory: Any = None,
     logfile: IO | str | None = None,
     give_up: Callable[[Atoms], str | None] | None = None,
-    give_up_interval: int = 10,
+    give_up_interval: int = 5,
     **optimizer_keywords: Any,
 ) -> Relaxation:
     """Relax atoms in place with their own calculator.
@@ -163,7 +166,12 @@ def optimizer_class(optimizer: str | type[Optimizer]) -> type[Optimizer]:
 
 
 def fallen_apart(atoms: Atoms, scale: float = 1.6) -> str | None:
-    """Reason to give up a molecule that is in pieces, even if bonds may be `scale` times the sum of covalent radii."""
+    """Reason to give up a molecule that is in pieces, even if bonds may be `scale` times the sum of covalent radii.
+
+    For `hand_off(give_up=...)`. Of 280 sampled molecules (four formulas, GFN2-xTB) none that was so far apart after 5
+    steps came together again, and giving up saved up to 30 % of the force calls. Random starts begin in pieces: it
+    saved 60 % of theirs, but 7 of 18 ends in one piece would have been lost.
+    """
     return None if nx.is_connected(bonding_graph(atoms, scale)) else "fallen apart"
 
 
@@ -246,7 +254,8 @@ def model_hessian(atoms: Atoms) -> np.ndarray:
     """
     radii = covalent_radii[atoms.numbers]
     first, second, length, vector = neighbor_list("ijdD", atoms, list(_REACH * radii))
-    length = np.maximum(length, 0.1)[:, None]  # atoms on top of each other
+    apart = length > 0.1  # between atoms on top of each other nothing is known, and the forces will tell
+    first, second, length, vector = first[apart], second[apart], length[apart, None], vector[apart]
     unit = vector / length
     bond = np.exp(np.minimum(_FADING * (1 - (length[:, 0] / (radii[first] + radii[second])) ** 2), 0.5))
     blocks = np.zeros((len(atoms), len(atoms), 3, 3))
@@ -267,7 +276,8 @@ def model_hessian(atoms: Atoms) -> np.ndarray:
 
     # Bends i-j-k, in their plane, and where the three are nearly in line out of it, too.
     ji, jk = followed_by(first)
-    ji, jk = (ends[(ji != jk) & (bond[ji] * bond[jk] > _LEAST)] for ends in (ji, jk))
+    chosen = (ji != jk) & (bond[ji] * bond[jk] > _LEAST)
+    ji, jk = ji[chosen], jk[chosen]
     u, v = unit[ji], unit[jk]
     normal = np.cross(u, v)
     sine = np.linalg.norm(normal, axis=1)
@@ -280,11 +290,14 @@ def model_hessian(atoms: Atoms) -> np.ndarray:
         add(weights * constants, [(second[ji], at_i), (first[ji], -at_i - at_k), (second[jk], at_k)])
 
     # Torsions i-j-k-l; derivatives by A. Blondel, M. Karplus, J. Comput. Chem. 17, 1132 (1996).
+    few = np.bincount(first[bond > 0.5], minlength=len(atoms)) <= 4  # about a bond in a metal nothing turns
+    turning = few[first[jk]] & few[second[jk]] & (sine**2 > 0.1)
+    ji, jk = ji[turning], jk[turning]
     m, kl = followed_by(second[jk])
-    ji, jk, sine = ji[m], jk[m], sine[m]
+    ji, jk = ji[m], jk[m]
     f, g, h = vector[ji], -vector[jk], vector[kl]
     a, b = np.cross(f, g), np.cross(h, g)
-    bent = (sine**2 > 0.1) & (np.sum(b * b, axis=1) > 0.1 * (length[jk] * length[kl])[:, 0] ** 2)
+    bent = np.sum(b * b, axis=1) > 0.1 * (length[jk] * length[kl])[:, 0] ** 2
     not_a_ring = np.linalg.norm(h - g - f, axis=1) > 0.1
     chosen = bent & not_a_ring & (bond[ji] * bond[jk] * bond[kl] > _LEAST)
     ji, jk, kl, f, g, h, a, b = (array[chosen] for array in (ji, jk, kl, f, g, h, a, b))

@@ -5,11 +5,12 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_gss.archive import CONVERGED, Archive
+from ase_gss.archive import Archive
 from ase_gss.line_formula import line_formula
 from ase_gss.minima import MinimaList, chance_next_is_new, chao1
 from ase_gss.refine import refined_minima
 from ase_gss.search import found_minima
+from ase_gss.trial import Ended
 
 #: Energies (eV) above the lowest within which minima are counted.
 WINDOWS = (1, 2, 3, 5)
@@ -17,8 +18,7 @@ WINDOWS = (1, 2, 3, 5)
 
 def minima_of(archive: Archive) -> MinimaList:
     """The distinct minima of an archive, refined where a refinement is on file."""
-    mirror = archive.metadata.get("settings", {}).get("mirror_images_are_one", True)
-    return refined_minima(found_minima(archive), archive.refined, mirror)
+    return refined_minima(found_minima(archive), archive)
 
 
 def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any]:
@@ -27,25 +27,25 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
     Returns
     -------
     dict
-        formula, trials, converged, failed (not converged, or ended by the calculator), `ended` (how many trials
-        ended how), force_calls, score_calls, verification_calls, refinement_calls, minima, lowest_energy (eV, None
+        formula, trials, converged, failed (neither converged nor recognised), `ended` (how many trials ended how),
+        force_calls, score_calls, verification_calls, refinement_calls, minima, lowest_energy (eV, None
         before the first), minima_within (by window in eV), chance_next_is_new, reachable_at_least, and the settings.
     """
     minima = minima_of(archive) if minima is None else minima
     ended = Counter(str(record.ended) for record in archive.records)
-    converged = sum(ended[str(how)] for how in CONVERGED)
+    converged = sum(record.converged for record in archive.records)
     energies = minima.energies
     lowest = min(energies, default=None)
     return {
         "formula": archive.metadata.get("settings", {}).get("formula"),
         "trials": archive.totals["trials"],
         "converged": converged,
-        "failed": archive.totals["trials"] - converged,
+        "failed": archive.totals["trials"] - converged - ended[str(Ended.KNOWN)],
         "ended": dict(ended),
         "force_calls": archive.totals["force_calls"],
         "score_calls": archive.totals["score_calls"],
-        "verification_calls": archive.totals["verification_calls"],
         "refinement_calls": int(archive.metadata.get("refinement_calls", 0)),
+        "verification_calls": int(archive.metadata.get("verification_calls", 0)),
         "minima": len(minima),
         "lowest_energy": lowest,
         "minima_within": {str(w): sum(e - lowest <= w for e in energies) for w in WINDOWS},
@@ -89,12 +89,12 @@ def summary_text(facts: dict[str, Any]) -> str:
         f"{facts['force_calls']} force calls, {facts['score_calls']} score calls.",
         f"{facts['minima']} distinct minima: {within}.",
     ]
-    for kind in ("verification", "refinement"):
+    for kind in ("refinement", "verification"):
         if facts[f"{kind}_calls"]:
             text.append(f"{kind.capitalize()} took {facts[f'{kind}_calls']} more force calls.")
     if facts["minima"]:
         text.append(
-            f"The next minimum met is new with a chance of about {100 * facts['chance_next_is_new']:.0f} %; trials like "
+            f"The next trial that ends in a minimum meets a new one with a chance of about {100 * facts['chance_next_is_new']:.0f} %; trials like "
             f"these can reach at least {facts['reachable_at_least']:.0f} minima (Good-Turing, Chao1)."
         )
     return "\n".join(text)

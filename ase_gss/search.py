@@ -19,7 +19,7 @@ from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFactory, CalculatorFailure, CountedCalculator, energy_and_forces
 from ase_gss.minima import Comparison, MinimaList
 from ase_gss.refine import refine, refined_minima
-from ase_gss.relax import fallen_apart, hand_off
+from ase_gss.relax import DEFAULT_OPTIMIZER, fallen_apart, hand_off, optimizer_class
 from ase_gss.schedule import NoiseSchedule, Schedule
 from ase_gss.starts import random_molecule
 from ase_gss.trial import Ended, Need, Trial
@@ -31,6 +31,8 @@ MAX_FAILURES = 20
 GENERATION = 32
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
+#: So many generations without a force call mean that this search meets nothing new.
+IDLE_GENERATIONS = 10
 #: Force calls that a trial is expected to need before one has been seen.
 EXPECTED_CALLS = 40
 
@@ -59,7 +61,7 @@ class GenerativeRSS:
         Structures to start from, taken in turn, instead of random ones.
     sigma_start : float, optional
         Noise (Å) put on each of `starts`; 0.5 by default.
-    optimizer : str, optimizer class or None
+    optimizer : str or optimizer class
         The hand-off; see :func:`ase_gss.relax.hand_off`.
     fmax : float
         Largest force (eV/Å) at which a trial counts as relaxed.
@@ -70,12 +72,16 @@ class GenerativeRSS:
         electrons.
     fragments : bool
         Keep ends that are not in one piece.
+    recognise : bool
+        End a sampled structure without a single force call where it looks like a minimum of an earlier generation
+        (it counts as a hit) or is in pieces.
     mirror_images_are_one : bool
         Count a structure and its mirror image once.
-    verify : None or "hessian"
-        Check every converged end for imaginary modes; its calls are counted apart.
     refine : bool
         Relax the distinct minima tightly at the end of a run and merge what falls together; counted apart.
+    verify : None or "hessian"
+        In this refinement (it implies `refine`) check each for imaginary modes, and push a saddle point off; counted
+        apart.
     database : path, optional
         ASE database (SQLite) that gets every trial. Where it exists, the search goes on from there.
     seed : int
@@ -97,15 +103,16 @@ class GenerativeRSS:
         schedule: NoiseSchedule | None = None,
         starts: Sequence[Atoms] | None = None,
         sigma_start: float = 0.5,
-        optimizer: Any = None,
+        optimizer: Any = DEFAULT_OPTIMIZER,
         fmax: float = 0.05,
         max_steps: int = 300,
         charge: int = 0,
         multiplicity: int | None = None,
         fragments: bool = False,
+        recognise: bool = True,
         mirror_images_are_one: bool = True,
-        verify: str | None = None,
         refine: bool = False,
+        verify: str | None = None,
         database: str | os.PathLike | None = None,
         seed: int = 0,
     ) -> None:
@@ -116,9 +123,9 @@ class GenerativeRSS:
             raise InputError(f"verify is None or 'hessian', not {verify!r}.")
         if not (fmax > 0 and max_steps > 0 and sigma_start > 0):
             raise InputError("fmax, max_steps and sigma_start must be positive.")
-        self.fmax, self.max_steps, self.optimizer = fmax, max_steps, optimizer
-        self.fragments, self.verify, self.refine, self.seed = fragments, verify, refine, int(seed)
-        self.mirror_images_are_one = mirror_images_are_one
+        self.fmax, self.max_steps, self.optimizer = fmax, max_steps, optimizer_class(optimizer)
+        self.fragments, self.recognise, self.seed = fragments, recognise, int(seed)
+        self.refine, self.verify = refine, verify
         self.coupling, self.schedule = _sampling(coupling, schedule)
         self.starts, self.sigma_start = _own_starts(starts, self.numbers), sigma_start
         self._new_calculator, name = self._calculator_source(calculator)
@@ -143,7 +150,7 @@ class GenerativeRSS:
         self._written = time.monotonic()
 
     @classmethod
-    def resumed(cls, database: str | os.PathLike, calculator: Any = None) -> "GenerativeRSS":
+    def resumed(cls, database: str | os.PathLike, calculator: Any = None, verify: str | None = None) -> "GenerativeRSS":
         """The search that a database holds, to look at or to refine; it takes no score.
 
         Parameters
@@ -152,6 +159,8 @@ class GenerativeRSS:
             As written by a search.
         calculator : str, function or ase calculator, optional
             By default the one that the search was given by name.
+        verify : None or "hessian"
+            As in `GenerativeRSS`.
         """
         archive = Archive(database, must_exist=True)
         settings = archive.metadata["settings"]
@@ -161,6 +170,7 @@ class GenerativeRSS:
                 settings["formula"],
                 settings["calculator"] if calculator is None else calculator,
                 coupling="rss",
+                verify=verify,
                 **{key: settings[key] for key in keys},
             )
         except InputError as error:
@@ -199,14 +209,14 @@ class GenerativeRSS:
         return self.archive.totals["score_calls"] + sum(trial.score_calls for trial in self._begun)
 
     @property
-    def verification_calls(self) -> int:
-        """Force calls of the vibrational checks, in no other total."""
-        return self.archive.totals["verification_calls"] + sum(trial.verification_calls for trial in self._begun)
-
-    @property
     def refinement_calls(self) -> int:
         """Force calls of refinements, in no other total."""
         return int(self.archive.metadata.get("refinement_calls", 0))
+
+    @property
+    def verification_calls(self) -> int:
+        """Force calls of vibrational checks, in no other total."""
+        return int(self.archive.metadata.get("verification_calls", 0))
 
     @property
     def trials(self) -> int:
@@ -228,7 +238,7 @@ class GenerativeRSS:
         Returns
         -------
         list of Atoms
-            `minima`.
+            `minima`. It ends early after 10 generations of which every structure was recognised.
 
         Raises
         ------
@@ -237,14 +247,17 @@ class GenerativeRSS:
         """
         if trials is None and max_calls is None:
             raise InputError("Give the search an end: trials, max_calls, or both.")
+        idle = 0
         try:
-            while numbers := self._next_numbers(trials, max_calls):
+            while idle < IDLE_GENERATIONS and (numbers := self._next_numbers(trials, max_calls)):
+                before = self.force_calls
                 self._run_generation(numbers, max_calls)
+                idle = 0 if self.force_calls > before else idle + 1
         finally:
             self._flush()
             self._begun = []
             self._write_totals()
-        return self.refine_minima() if self.refine else self.minima
+        return self.refine_minima() if self.refine or self.verify else self.minima
 
     def refine_minima(self, fmax: float = 0.005, max_steps: int = 300) -> list[Atoms]:
         """Relax the distinct minima to `fmax` (eV/Å) and merge what falls together.
@@ -252,13 +265,21 @@ class GenerativeRSS:
         Those refined before are not repeated. The calls are counted apart.
         """
         try:
-            refine(self._found, self.archive, self._new_calculator, fmax, max_steps, self.fragments)
+            refine(
+                self._found,
+                self.archive,
+                self._new_calculator,
+                fmax=fmax,
+                max_steps=max_steps,
+                fragments=self.fragments,
+                verify=self.verify is not None,
+            )
         finally:
             self._write_totals()
         return self.minima
 
     def _current(self) -> MinimaList:
-        return refined_minima(self._found, self.archive.refined, self.mirror_images_are_one)
+        return refined_minima(self._found, self.archive)
 
     def _next_numbers(self, trials: int | None, max_calls: int | None) -> list[int]:
         """Numbers of the next generation: the lowest that are not finished, no more than the budget is good for."""
@@ -276,12 +297,17 @@ class GenerativeRSS:
         """Sample these trials together, then relax one after the other."""
         self._begun = [self._begin(number) for number in numbers]
         self._sample(self._begun)
+        if self.recognise:
+            self._recognise(self._begun)
         for trial in list(self._begun):
             if max_calls is not None and self.force_calls >= max_calls:
-                if trial.force_calls == 0:  # sampling alone costs nothing that counts: as if it had not begun
+                if (
+                    trial.force_calls == 0 and trial.needs is not Need.NOTHING
+                ):  # sampling alone costs nothing that counts: as if it had not begun
                     self._begun.remove(trial)
                     continue
-                trial.end(Ended.BUDGET, "the force calls were used up before its relaxation")
+                if trial.needs is not Need.NOTHING:
+                    trial.end(Ended.BUDGET, "the force calls were used up before its relaxation")
             if trial.needs is Need.RELAXATION:
                 self._relax(trial)
             self._take_up(trial)
@@ -321,14 +347,24 @@ class GenerativeRSS:
             trial.end(Ended.CALCULATOR, str(failure))
             return None
 
+    def _recognise(self, trials: list[Trial]) -> None:
+        """End the sampled trials that need no relaxation; what this generation finds plays no part yet."""
+        for trial in trials:
+            if trial.needs is not Need.RELAXATION or trial.walk.k == 0:
+                continue
+            atoms = trial.sampled()
+            if not self.fragments and not is_connected(atoms):
+                trial.end(Ended.FRAGMENTS, "sampled in pieces")
+            elif (known := self._found.recognise(atoms)) is not None:
+                trial.known = known
+                trial.end(Ended.KNOWN, f"looks like the minimum of trial {known}")
+
     def _relax(self, trial: Trial) -> None:
         """Hand the structure to the optimizer and judge its end."""
         atoms = trial.sampled()
         atoms.calc = calculator = self._new_calculator()
-        keywords = {} if self.optimizer is None else {"optimizer": self.optimizer}
-        if not self.fragments:
-            keywords["give_up"] = fallen_apart
-        outcome = hand_off(atoms, fmax=self.fmax, max_steps=self.max_steps, **keywords)
+        give_up = None if self.fragments else fallen_apart
+        outcome = hand_off(atoms, self.optimizer, self.fmax, self.max_steps, give_up=give_up)
         trial.force_calls += calculator.calls
         ended, reason = Ended.MINIMUM, ""
         if outcome.failed:
@@ -337,7 +373,7 @@ class GenerativeRSS:
             ended, reason = Ended.FRAGMENTS, outcome.reason or "not in one piece"
         elif not outcome.converged:
             ended, reason = Ended.NOT_CONVERGED, outcome.reason
-        trial.end(ended, reason, atoms, outcome.energy, outcome.forces)
+        trial.end(ended, reason, outcome.converged, atoms, outcome.energy, outcome.forces)
 
     def _take_up(self, trial: Trial) -> None:
         """Write a finished trial, if need be together with the next ones, and count its minimum."""
@@ -363,6 +399,8 @@ class GenerativeRSS:
             calls, count = calls + trial.force_calls, count + 1
             if trial.ended is Ended.MINIMUM:
                 self._found.add(trial.atoms, trial.atoms.get_potential_energy(), trial.number, calls)
+            elif trial.known is not None:
+                self._found.hit(trial.known)
             for function, interval, args, kwargs in self._observers:
                 if count % interval == 0:
                     function(*args, **kwargs)
@@ -402,6 +440,8 @@ def found_minima(archive: Archive) -> MinimaList:
     for record, calls in cumulative_calls(archive.records):
         if record.ended is Ended.MINIMUM:
             found.add(record.atoms, record.energy, record.number, calls)
+        elif record.known is not None:
+            found.hit(record.known)
     return found
 
 

@@ -15,8 +15,8 @@ class Ended(StrEnum):
 
     MINIMUM = "minimum"
     NOT_CONVERGED = "not converged"
+    KNOWN = "known"
     FRAGMENTS = "fragments"
-    SADDLE = "saddle point"
     CALCULATOR = "calculator"
     BUDGET = "out of budget"
 
@@ -43,9 +43,13 @@ class Trial:
     walk : Walk
         The sampling part.
     force_calls : int
-        Spent so far; `verification_calls`, spent on the vibrational check, are counted apart.
+        Spent so far.
     ended : Ended or None
         None while under way.
+    converged : bool
+        The largest force at the end is below fmax.
+    known : int or None
+        First trial of the minimum that the sampled structure was recognised as; it was not relaxed then.
     reason : str
         Why it ended so, in words; empty for a minimum.
     """
@@ -54,8 +58,9 @@ class Trial:
     atoms: Atoms
     walk: Walk
     force_calls: int = 0
-    verification_calls: int = 0
     ended: Ended | None = None
+    converged: bool = False
+    known: int | None = None
     reason: str = ""
 
     @property
@@ -82,12 +87,13 @@ class Trial:
         self,
         ended: Ended,
         reason: str = "",
+        converged: bool = False,
         atoms: Atoms | None = None,
         energy: float | None = None,
         forces: np.ndarray | None = None,
     ) -> None:
         """Record the end: the structure, its energy (eV) and forces (N, 3) in eV/Å where they are known and finite."""
-        self.ended, self.reason = ended, reason
+        self.ended, self.reason, self.converged = ended, reason, converged
         end = self.sampled() if atoms is None else atoms.copy()
         if energy is not None and np.isfinite(energy):
             end.calc = SinglePointCalculator(end, energy=float(energy), forces=forces)

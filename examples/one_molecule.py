@@ -10,7 +10,9 @@ from ase_gss import GSSDynamics
 atoms = Atoms("C3H6O", positions=np.zeros((10, 3)))
 atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
 
-dyn = GSSDynamics(atoms, score="molecules", coupling="mn", rng=np.random.default_rng(1), trajectory="gss.traj", logfile="-")
+dyn = GSSDynamics(
+    atoms, score="molecules", coupling="mn", rng=np.random.default_rng(1), trajectory="gss.traj", logfile="-"
+)
 dyn.run()
 
 FIRE(atoms, trajectory="fire.traj").run(fmax=0.05)

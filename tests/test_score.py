@@ -72,8 +72,8 @@ def test_the_score_points_back_to_the_molecule(score):
     noise = rng.normal(size=(len(atoms), 3))
     noise -= noise.mean(axis=0)
     for sigma in (0.05, 0.1, 0.2):
-        restored = atoms.positions + sigma * noise + sigma**2 * evaluate(
-            score, atoms, sigma, atoms.positions + sigma * noise
+        restored = (
+            atoms.positions + sigma * noise + sigma**2 * evaluate(score, atoms, sigma, atoms.positions + sigma * noise)
         )
         assert np.std(restored - atoms.positions) < 0.7 * sigma
 
@@ -219,7 +219,14 @@ def test_training_learns_resumes_and_ships(tmp_path):
     from ase_gss.score.training import train
 
     source, output = small_data(tmp_path / "small.extxyz"), str(tmp_path / "model.pt")
-    small = {"n_features": 16, "n_blocks": 2, "batch_size": 16, "validate_every": 20, "learning_rate": 3e-3, "progress": False}
+    small = {
+        "n_features": 16,
+        "n_blocks": 2,
+        "batch_size": 16,
+        "validate_every": 20,
+        "learning_rate": 3e-3,
+        "progress": False,
+    }
     train(source, output, steps=20, hold_out=("CH4O",), **small)
     first = load_score(output).card
     assert first["steps"] == 20
