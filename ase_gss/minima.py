@@ -214,14 +214,14 @@ class MinimaList:
     def recognise(self, atoms: Atoms) -> int | None:
         """First trial of the minimum that these unrelaxed atoms look like, None where they look like none.
 
-        Graph and distances are compared as for ends, with half the tolerance, and energies not at all.
+        Bonding graph and distances are compared as for ends, energies not at all. Of hot samples by a diffusion model
+        (GFN2-xTB, 192 each) this recognised 96 of 140 repeats of C3H6O, 33 of 72 of C2H4O3 and 34 of 79 of C2H6OS, and
+        took 1, 2 and 0 for known that would have been new.
         """
         if not self._minima:
             return None
         seen = self.comparison.describe(atoms, 0.0)
-        closer = replace(
-            self.comparison, energy_tolerance=inf, distance_tolerance=self.comparison.distance_tolerance / 2
-        )
+        closer = replace(self.comparison, energy_tolerance=inf)
         candidates = ((closer.distance(seen, self._minima[k].fingerprint), k) for k in self._by_graph.get(seen.key, []))
         distance, index = min(candidates, default=(inf, -1))
         return None if distance == inf else self._minima[index].first_trial

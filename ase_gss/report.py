@@ -93,8 +93,9 @@ def summary_text(facts: dict[str, Any]) -> str:
         if facts[f"{kind}_calls"]:
             text.append(f"{kind.capitalize()} took {facts[f'{kind}_calls']} more force calls.")
     if facts["minima"]:
+        chance, bound = 100 * facts["chance_next_is_new"], facts["reachable_at_least"]
         text.append(
-            f"The next trial that ends in a minimum meets a new one with a chance of about {100 * facts['chance_next_is_new']:.0f} %; trials like "
-            f"these can reach at least {facts['reachable_at_least']:.0f} minima (Good-Turing, Chao1)."
+            f"A trial that ends in a minimum now meets a new one with a chance of about {chance:.0f} % (Good-Turing); "
+            f"trials like these can reach at least {bound:.0f} (Chao1)."
         )
     return "\n".join(text)

@@ -73,8 +73,8 @@ class GenerativeRSS:
     fragments : bool
         Keep ends that are not in one piece.
     recognise : bool
-        End a sampled structure without a single force call where it looks like a minimum of an earlier generation
-        (it counts as a hit) or is in pieces.
+        End a sampled structure without a single force call where it looks like a minimum of an earlier generation;
+        it counts as a hit.
     mirror_images_are_one : bool
         Count a structure and its mirror image once.
     refine : bool
@@ -352,10 +352,7 @@ class GenerativeRSS:
         for trial in trials:
             if trial.needs is not Need.RELAXATION or trial.walk.k == 0:
                 continue
-            atoms = trial.sampled()
-            if not self.fragments and not is_connected(atoms):
-                trial.end(Ended.FRAGMENTS, "sampled in pieces")
-            elif (known := self._found.recognise(atoms)) is not None:
+            if (known := self._found.recognise(trial.sampled())) is not None:
                 trial.known = known
                 trial.end(Ended.KNOWN, f"looks like the minimum of trial {known}")
 
@@ -363,7 +360,8 @@ class GenerativeRSS:
         """Hand the structure to the optimizer and judge its end."""
         atoms = trial.sampled()
         atoms.calc = calculator = self._new_calculator()
-        give_up = None if self.fragments else fallen_apart
+        # Atoms that start at random are often far apart and still come together: there it would cost minima.
+        give_up = None if self.fragments or not trial.walk.k else fallen_apart
         outcome = hand_off(atoms, self.optimizer, self.fmax, self.max_steps, give_up=give_up)
         trial.force_calls += calculator.calls
         ended, reason = Ended.MINIMUM, ""

@@ -131,7 +131,7 @@ def test_one_failure_ends_one_trial_with_its_reason():
 def test_twenty_failures_in_a_row_end_the_search(tmp_path):
     path = tmp_path / "x.db"
     search = rss(calculator=Counting(fail=lambda call: True), database=path)
-    with pytest.raises(SearchError, match="20 trials in a row.*SCF not converged"):
+    with pytest.raises(SearchError, match=r"20 trials in a row.*SCF not converged"):
         search.run(trials=100)
     assert connect(path).count() == 20
 

@@ -124,16 +124,38 @@ class ScoreNetwork(nn.Module):
         """
         i, j = pairs[0], pairs[1]
         distance = vectors.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        direction = vectors / distance
+        direction = (vectors / distance)[:, :, None]
         gap = torch.asinh(distance[:, 0] - self.radii[numbers[i]] - self.radii[numbers[j]])
         filters = self.filters(self.basis(gap)) * self.cutoff_function(distance)
         filters = filters[:, None].split(3 * self.n_features, dim=-1)
         noise = self.sigma(sigma)
-        q = (self.element(numbers) + noise)[:, None]
-        mu = torch.zeros((len(numbers), 3, self.n_features), dtype=q.dtype, device=q.device)
+        q, mu = (self.element(numbers) + noise)[:, None], None
         for block, to_block in enumerate(self.sigma_to_block):
             q = q + to_block(noise)[:, None]
-            q, mu = self.interactions[block](q, mu, filters[block], direction, i, j, len(numbers))
+            q, mu = _interact(self.interactions[block], q, mu, filters[block], direction, i, j)
             q, mu = self.mixing[block](q, mu)
         _, vector = self.readout((q[:, 0], mu))
         return vector[..., 0]
+
+
+def _interact(
+    interaction: PaiNNInteraction,
+    q: torch.Tensor,
+    mu: torch.Tensor | None,
+    filters: torch.Tensor,
+    direction: torch.Tensor,
+    i: torch.Tensor,
+    j: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `PaiNNInteraction.forward`, in about half the time: with fewer copies, and without vectors that are still 0.
+
+    Scalars q (A, 1, F), vectors mu (A, 3, F) or None for zero, filters (E, 1, 3F), directions (E, 3, 1).
+    """
+    message = filters * interaction.interatomic_context_net(q).index_select(0, j)
+    to_q, along_direction, along_mu = message.split(q.shape[-1], dim=-1)
+    to_mu = along_direction * direction
+    if mu is None:
+        mu = torch.zeros((len(q), 3, q.shape[-1]), dtype=q.dtype, device=q.device)
+    else:
+        to_mu = torch.addcmul(to_mu, along_mu, mu.index_select(0, j))
+    return q.index_add(0, i, to_q), mu.index_add(0, i, to_mu)
