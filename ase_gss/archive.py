@@ -4,7 +4,6 @@ A trial counts as finished once its row is written. SQLite's own locking is used
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ase import Atoms
@@ -132,10 +131,10 @@ class Archive:
         for trial in trials:
             if trial.number in self._rows:
                 raise ValueError(f"trial {trial.number} is in the archive already")
-        rows = [self._values(trial) for trial in trials]
-        ids = self._write([(trial.atoms, values) for trial, values in zip(trials, rows, strict=True)])
-        for trial, row in zip(trials, ids, strict=True):
-            self._keep(_record_of(trial), row)
+        records = [_record_of(trial) for trial in trials]
+        ids = self._write([(trial.atoms, self._values(trial)) for trial in trials])
+        for record, row in zip(records, ids, strict=True):
+            self._keep(record, row)
 
     def append_refined(self, refined: Refined, refinement_calls: int, verification_calls: int) -> None:
         """Write a refined minimum, which replaces an earlier one of the same trial, and what it has cost."""
@@ -232,25 +231,33 @@ class Archive:
 
 
 def _record_of(trial: Trial) -> Record:
-    energy = trial.atoms.get_potential_energy() if trial.atoms.calc is not None else None
-    spent = trial.force_calls, trial.score_calls
-    return Record(trial.number, *spent, trial.ended, trial.reason, trial.converged, trial.atoms, energy, trial.known)
+    return Record(
+        trial.number,
+        trial.force_calls,
+        trial.score_calls,
+        trial.ended,
+        trial.reason,
+        trial.converged,
+        trial.atoms,
+        energy=trial.atoms.get_potential_energy() if trial.atoms.calc is not None else None,
+        known=trial.known,
+    )
 
 
 def _record_of_row(row: AtomsRow) -> Record:
-    energy = float(row.energy) if "energy" in row else None
-    ended, converged = Ended(row.ended), bool(row.converged)
-    return Record(row.trial, row.force_calls, row.score_calls, ended, _reason(row), converged, row.toatoms(), energy)
+    return Record(
+        row.trial,
+        row.force_calls,
+        row.score_calls,
+        Ended(row.ended),
+        _reason(row),
+        bool(row.converged),
+        row.toatoms(),
+        energy=float(row.energy) if "energy" in row else None,
+        known=row.get("known"),
+    )
 
 
 def _reason(row: AtomsRow) -> str:
     # ase.db refuses an empty text.
     return "" if row.reason == "-" else row.reason
-
-
-def cumulative_calls(records: list[Record]) -> Iterator[tuple[Record, int]]:
-    """Each record with the force calls up to and including it, in the order of trials."""
-    total = 0
-    for record in records:
-        total += record.force_calls
-        yield record, total

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ase.calculators.calculator import Calculator
 
 from ase_gss.errors import InputError
-from ase_gss.forces import CalculatorFactory
+from ase_gss.forces import CalculatorFactory, CountedCalculator
 
 
 def _tblite(method: str, charge: int, multiplicity: int) -> Calculator:
@@ -79,3 +80,24 @@ def _own_factory(name: str) -> CalculatorFactory:
     if not callable(factory):
         raise InputError(f"{name!r} is not a function that makes a calculator.")
     return factory
+
+
+def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[Callable[[], CountedCalculator], str]:
+    """A function that makes a counted calculator that remembers no other trial, and the calculator's name."""
+    if isinstance(calculator, str):
+        factory = calculator_factory(calculator, charge, multiplicity)
+        if ":" not in calculator:
+            return lambda: CountedCalculator(factory()), calculator
+    elif isinstance(calculator, Calculator) or not callable(calculator):
+        factory = lambda: calculator  # noqa: E731
+    else:
+        factory = calculator
+    made = factory()
+    if not hasattr(made, "get_property"):
+        raise InputError("The calculator must be a name, an ASE calculator, or a function that makes one.")
+
+    def again() -> CountedCalculator:
+        made.reset()
+        return CountedCalculator(made)
+
+    return again, calculator if isinstance(calculator, str) else made.name

@@ -74,7 +74,7 @@ class Diffusion(_ReverseDiffusion):
 class Hot(Diffusion):
     """Diffusion that keeps more of the noise while bonds are still open."""
 
-    score_scale: float = 0.8
+    score_scale: float = 0.7
 
     name: ClassVar[str] = "hot"
 

@@ -1,7 +1,7 @@
 """Same minimum or another one? The list of distinct minima, their ranking, and how complete the list is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import floor, inf, isfinite
 from typing import Literal
 
@@ -155,7 +155,6 @@ class MinimaList:
         self._minima: list[_Minimum] = []
         # Indices by bonding graph and energy bin: an end is compared only with minima that can be the same.
         self._bins: dict[tuple[str, int], list[int]] = {}
-        self._by_graph: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self._minima)
@@ -201,7 +200,6 @@ class MinimaList:
             index = len(self._minima)
             self._minima.append(_Minimum(_frozen(atoms, energy), new, trial, trial, calls, hits))
             self._bins.setdefault(self._bin(new), []).append(index)
-            self._by_graph.setdefault(new.key, []).append(index)
             return index, True
         minimum = self._minima[index]
         minimum.hits += hits
@@ -211,24 +209,9 @@ class MinimaList:
             minimum.atoms, minimum.fingerprint, minimum.trial = _frozen(atoms, energy), new, trial
         return index, False
 
-    def recognise(self, atoms: Atoms) -> int | None:
-        """First trial of the minimum that these unrelaxed atoms look like, None where they look like none.
-
-        Bonding graph and distances are compared as for ends, energies not at all. Of hot samples by a diffusion model
-        (GFN2-xTB, 192 each) this recognised 96 of 140 repeats of C3H6O, 33 of 72 of C2H4O3 and 34 of 79 of C2H6OS, and
-        took 1, 2 and 0 for known that would have been new.
-        """
-        if not self._minima:
-            return None
-        seen = self.comparison.describe(atoms, 0.0)
-        closer = replace(self.comparison, energy_tolerance=inf)
-        candidates = ((closer.distance(seen, self._minima[k].fingerprint), k) for k in self._by_graph.get(seen.key, []))
-        distance, index = min(candidates, default=(inf, -1))
-        return None if distance == inf else self._minima[index].first_trial
-
-    def hit(self, first_trial: int) -> None:
-        """Count one more hit of the minimum that was first met in this trial."""
-        next(minimum for minimum in self._minima if minimum.first_trial == first_trial).hits += 1
+    def hit(self, index: int) -> None:
+        """Count one more hit of a minimum."""
+        self._minima[index].hits += 1
 
     def ranked(self) -> list[Atoms]:
         """Return copies of all representatives, lowest energy first.

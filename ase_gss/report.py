@@ -6,10 +6,10 @@ from typing import Any
 from ase import Atoms
 
 from ase_gss.archive import Archive
+from ase_gss.found import Found
 from ase_gss.line_formula import line_formula
 from ase_gss.minima import MinimaList, chance_next_is_new, chao1
 from ase_gss.refine import refined_minima
-from ase_gss.search import found_minima
 from ase_gss.trial import Ended
 
 #: Energies (eV) above the lowest within which minima are counted.
@@ -18,7 +18,7 @@ WINDOWS = (1, 2, 3, 5)
 
 def minima_of(archive: Archive) -> MinimaList:
     """The distinct minima of an archive, refined where a refinement is on file."""
-    return refined_minima(found_minima(archive), archive)
+    return refined_minima(Found(archive).minima, archive)
 
 
 def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any]:

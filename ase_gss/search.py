@@ -10,14 +10,15 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from ase_gss.archive import Archive, cumulative_calls
+from ase_gss.archive import Archive
 from ase_gss.bonds import is_connected
-from ase_gss.calculators import calculator_factory
+from ase_gss.calculators import calculator_source
 from ase_gss.composition import formula_of, parse_formula, same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, get_coupling
 from ase_gss.errors import InputError
-from ase_gss.forces import CalculatorFactory, CalculatorFailure, CountedCalculator, energy_and_forces
-from ase_gss.minima import Comparison, MinimaList
+from ase_gss.forces import CalculatorFactory, CalculatorFailure, energy_and_forces
+from ase_gss.found import Found
+from ase_gss.minima import MinimaList
 from ase_gss.refine import refine, refined_minima
 from ase_gss.relax import DEFAULT_OPTIMIZER, fallen_apart, hand_off, optimizer_class
 from ase_gss.schedule import NoiseSchedule, Schedule
@@ -73,8 +74,8 @@ class GenerativeRSS:
     fragments : bool
         Keep ends that are not in one piece.
     recognise : bool
-        End a sampled structure without a single force call where it looks like a minimum of an earlier generation;
-        it counts as a hit.
+        End a sampled structure without a force call where it looks like a minimum of an earlier generation; it counts
+        as a hit.
     mirror_images_are_one : bool
         Count a structure and its mirror image once.
     refine : bool
@@ -128,7 +129,7 @@ class GenerativeRSS:
         self.refine, self.verify = refine, verify
         self.coupling, self.schedule = _sampling(coupling, schedule)
         self.starts, self.sigma_start = _own_starts(starts, self.numbers), sigma_start
-        self._new_calculator, name = self._calculator_source(calculator)
+        self._new_calculator, name = calculator_source(calculator, charge, self.multiplicity)
         self.score = _load_score(score, self.numbers) if self.schedule.n_steps else None
         self.archive = Archive(database)
         self.archive.open_for(
@@ -143,7 +144,7 @@ class GenerativeRSS:
                 "mirror_images_are_one": mirror_images_are_one,
             }
         )
-        self._found = found_minima(self.archive)
+        self._found = Found(self.archive)
         self._begun: list[Trial] = []
         self._observers: list[tuple[Callable, int, tuple, dict]] = []
         self._failures = 0
@@ -177,13 +178,13 @@ class GenerativeRSS:
             if calculator is not None:
                 raise
             raise InputError(f"The calculator of {database} cannot be made again, give it: {error}") from error
-        search.archive, search._found = archive, found_minima(archive)
+        search.archive, search._found = archive, Found(archive)
         return search
 
     @property
     def energies(self) -> list[float]:
         """Energy (eV) of each distinct minimum met while searching, in the order of discovery."""
-        return self._found.energies
+        return self._found.minima.energies
 
     @property
     def minima(self) -> list[Atoms]:
@@ -266,7 +267,7 @@ class GenerativeRSS:
         """
         try:
             refine(
-                self._found,
+                self._found.minima,
                 self.archive,
                 self._new_calculator,
                 fmax=fmax,
@@ -279,7 +280,7 @@ class GenerativeRSS:
         return self.minima
 
     def _current(self) -> MinimaList:
-        return refined_minima(self._found, self.archive)
+        return refined_minima(self._found.minima, self.archive)
 
     def _next_numbers(self, trials: int | None, max_calls: int | None) -> list[int]:
         """Numbers of the next generation: the lowest that are not finished, no more than the budget is good for."""
@@ -348,13 +349,12 @@ class GenerativeRSS:
             return None
 
     def _recognise(self, trials: list[Trial]) -> None:
-        """End the sampled trials that need no relaxation; what this generation finds plays no part yet."""
+        """End the sampled trials that look like known minima; what this generation finds plays no part yet."""
         for trial in trials:
-            if trial.needs is not Need.RELAXATION or trial.walk.k == 0:
-                continue
-            if (known := self._found.recognise(trial.sampled())) is not None:
-                trial.known = known
-                trial.end(Ended.KNOWN, f"looks like the minimum of trial {known}")
+            if trial.needs is Need.RELAXATION and trial.walk.k:
+                trial.known = self._found.memory.recall(trial.sampled())
+                if trial.known is not None:
+                    trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
 
     def _relax(self, trial: Trial) -> None:
         """Hand the structure to the optimizer and judge its end."""
@@ -391,14 +391,10 @@ class GenerativeRSS:
         self.archive.append(finished)
         self._begun = self._begun[len(finished) :]
         self._written = time.monotonic()
-        calls = self.archive.totals["force_calls"] - sum(trial.force_calls for trial in finished)
-        count = self.archive.totals["trials"] - len(finished)
-        for trial in finished:
-            calls, count = calls + trial.force_calls, count + 1
-            if trial.ended is Ended.MINIMUM:
-                self._found.add(trial.atoms, trial.atoms.get_potential_energy(), trial.number, calls)
-            elif trial.known is not None:
-                self._found.hit(trial.known)
+        for count, record in enumerate(
+            self.archive.records[-len(finished) :], self.archive.totals["trials"] - len(finished) + 1
+        ):
+            self._found.take_up(record)
             for function, interval, args, kwargs in self._observers:
                 if count % interval == 0:
                     function(*args, **kwargs)
@@ -409,38 +405,6 @@ class GenerativeRSS:
             return
         self.archive.write_metadata(**self.archive.totals)
         self.archive.mark_minima({atoms.info["trial"]: rank for rank, atoms in enumerate(self.minima, start=1)})
-
-    def _calculator_source(self, calculator: Any) -> tuple[Callable[[], CountedCalculator], str]:
-        """A function that makes a counted calculator that remembers no other trial, and the calculator's name."""
-        if isinstance(calculator, str):
-            factory = calculator_factory(calculator, self.charge, self.multiplicity)
-            if ":" not in calculator:
-                return lambda: CountedCalculator(factory()), calculator
-        elif isinstance(calculator, Calculator) or not callable(calculator):
-            factory = lambda: calculator  # noqa: E731
-        else:
-            factory = calculator
-        made = factory()
-        if not hasattr(made, "get_property"):
-            raise InputError("The calculator must be a name, an ASE calculator, or a function that makes one.")
-
-        def again() -> CountedCalculator:
-            made.reset()
-            return CountedCalculator(made)
-
-        return again, calculator if isinstance(calculator, str) else made.name
-
-
-def found_minima(archive: Archive) -> MinimaList:
-    """The distinct minima among the trials of an archive, as compared while searching."""
-    settings = archive.metadata.get("settings", {})
-    found = MinimaList(Comparison.searching(settings.get("mirror_images_are_one", True)))
-    for record, calls in cumulative_calls(archive.records):
-        if record.ended is Ended.MINIMUM:
-            found.add(record.atoms, record.energy, record.number, calls)
-        elif record.known is not None:
-            found.hit(record.known)
-    return found
 
 
 def _sampling(coupling: str | Coupling, schedule: NoiseSchedule | None) -> tuple[Coupling, NoiseSchedule]:

@@ -49,7 +49,7 @@ class Trial:
     converged : bool
         The largest force at the end is below fmax.
     known : int or None
-        First trial of the minimum that the sampled structure was recognised as; it was not relaxed then.
+        Trial whose end the sampled structure looks like; it was not relaxed then.
     reason : str
         Why it ended so, in words; empty for a minimum.
     """

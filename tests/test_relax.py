@@ -15,7 +15,8 @@ from scipy.spatial.distance import pdist
 
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator
-from ase_gss.relax import ModelBFGS, fallen_apart, hand_off, model_hessian
+from ase_gss.model_bfgs import ModelBFGS, model_hessian
+from ase_gss.relax import fallen_apart, hand_off
 
 PLACES = np.array([[0.0, 0.0, 0.0], [1.1, 0.0, 0.0], [0.0, 1.2, 0.3]])
 
