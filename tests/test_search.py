@@ -227,8 +227,8 @@ def test_needs_an_end():
 
 def test_a_saddle_point_is_pushed_off(tmp_path):
     # Three atoms in a row are a saddle point of the Lennard-Jones trimer (fmax is met at once, by symmetry).
-    row = Atoms("Ar3", positions=[[-1.1187, 0, 0], [0, 0, 0], [1.1187, 0, 0]])
-    keywords = {"formula": "Ar3", "starts": [row], "sigma_start": 1e-9, "database": tmp_path / "x.db"}
+    row = Atoms("Li3", positions=[[-1.1187, 0, 0], [0, 0, 0], [1.1187, 0, 0]])
+    keywords = {"formula": "Li3", "starts": [row], "sigma_start": 1e-9, "database": tmp_path / "x.db"}
     plain = rss(1, **keywords)
     assert plain.minima[0].get_potential_energy() == pytest.approx(-2.03, abs=0.01)
     verified = GenerativeRSS.resumed(tmp_path / "x.db", Counting(), verify="hessian")

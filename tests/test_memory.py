@@ -1,0 +1,54 @@
+"""Recognising what is known."""
+
+import numpy as np
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from ase_gss import GenerativeRSS
+from ase_gss.coupling import Diffusion
+from ase_gss.memory import Memory
+from ase_gss.minima import Comparison
+from ase_gss.trial import Ended
+
+
+def test_a_rough_copy_is_recalled_and_another_isomer_is_not():
+    memory = Memory(Comparison.searching())
+    ethanol, ether = molecule("CH3CH2OH"), molecule("CH3OCH3")
+    ethanol.calc = SinglePointCalculator(ethanol, energy=-1.0)
+    memory.remember(ethanol, 3)
+    memory.remember(molecule("CH3CH2OCH3"), 5)
+    rough = ethanol.copy()
+    rough.rattle(0.02, seed=1)
+    assert memory.recall(rough[np.random.default_rng(0).permutation(9)]) == 3
+    assert memory.recall(ether) is None
+    turned = ethanol.copy()  # another conformer
+    hydroxyl = next(i for i in range(9) if ethanol.numbers[i] == 1 and ethanol.get_distance(i, 2) < 1.1)
+    mask = [i == hydroxyl for i in range(9)]
+    turned.set_dihedral(0, 1, 2, hydroxyl, ethanol.get_dihedral(0, 1, 2, hydroxyl) + 120, mask=mask)
+    assert memory.recall(turned) is None
+
+
+def test_known_minima_cost_no_calls_count_as_hits_and_survive_a_restart(tmp_path):
+    from conftest import GaussianScore, Harmonic
+
+    places = molecule("H2O").positions
+    keywords = {
+        "calculator": Harmonic(places),
+        "score": GaussianScore(places, spread=0.02),
+        "coupling": Diffusion(),
+        "starts": [molecule("H2O")],
+        "database": tmp_path / "x.db",
+    }
+    search = GenerativeRSS("H2O", **keywords)
+    search.run(trials=80)
+    ended = [record.ended for record in search.archive.records]
+    assert set(ended[:32]) == {Ended.MINIMUM}
+    assert set(ended[32:]) == {Ended.KNOWN}
+    assert all(record.force_calls == 0 for record in search.archive.records[32:])
+    assert search.hits == [80]
+    again = GenerativeRSS("H2O", **keywords)
+    assert again.hits == [80]
+    calls = again.force_calls
+    again.run(max_calls=10**6)  # ends by itself: there is nothing new to meet
+    assert again.force_calls == calls
+    assert again.trials == 80 + 10 * 32
