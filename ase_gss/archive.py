@@ -3,8 +3,12 @@
 A trial counts as finished once its row is written. SQLite's own locking is used; ASE's lock file would outlive a kill.
 """
 
+import json
 import os
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from ase import Atoms
 from ase.db import connect
@@ -16,7 +20,18 @@ from ase_gss.trial import Ended, Trial
 SCHEMA = 1
 
 #: Settings that must be the same when a search is resumed: other values would make another search.
-FIXED_SETTINGS = ("formula", "calculator", "charge", "multiplicity", "fmax", "seed")
+FIXED_SETTINGS = (
+    "formula",
+    "calculator",
+    "charge",
+    "multiplicity",
+    "fmax",
+    "seed",
+    "coupling",
+    "score",
+    "fragments",
+    "mirror_images_are_one",
+)
 
 
 @dataclass(frozen=True)
@@ -50,25 +65,39 @@ class Record:
 
 @dataclass(frozen=True)
 class Refined:
-    """The tightly relaxed representative of a minimum.
+    """What came of the tight relaxation of a minimum's representative.
 
     Attributes
     ----------
     number : int
         Trial that represents the minimum.
     atoms : Atoms
-        With energy and forces.
-    kept, verified : bool
-        Whether it is a minimum after all, and whether it was checked for imaginary modes.
+        With energy and forces where they are known.
+    ended : Ended
+        MINIMUM; NOT_CONVERGED or CALCULATOR where it is to be tried again; FRAGMENTS or SADDLE where it is no minimum.
     reason : str
         Why it is none; empty where it is one.
+    fmax : float
+        Largest force asked for, eV/Å.
+    verified : bool
+        Whether it was checked for imaginary modes.
+    refinement_calls, verification_calls : int
+        Force calls spent.
     """
 
     number: int
     atoms: Atoms
-    kept: bool
-    verified: bool
+    ended: Ended
     reason: str
+    fmax: float
+    verified: bool
+    refinement_calls: int
+    verification_calls: int
+
+    @property
+    def settled(self) -> bool:
+        """It need not be tried again."""
+        return self.ended in (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE)
 
 
 class Archive:
@@ -91,9 +120,10 @@ class Archive:
         self.path = None if path is None else os.fspath(path)
         self.records: list[Record] = []
         self.refined: dict[int, Refined] = {}
-        self.totals = {"trials": 0, "force_calls": 0, "score_calls": 0}
+        self.totals = {"trials": 0, "force_calls": 0, "score_calls": 0, "refinement_calls": 0, "verification_calls": 0}
         self.metadata: dict = {}
         self._rows: dict[int, int] = {}
+        self._refined_rows: dict[int, int] = {}
         self._database = None
         if self.path is None:
             return
@@ -127,24 +157,25 @@ class Archive:
         self.metadata = {"schema": SCHEMA, **self.metadata, "settings": settings}
 
     def append(self, trials: list[Trial]) -> None:
-        """Write finished trials; all of them or none."""
-        for trial in trials:
-            if trial.number in self._rows:
-                raise ValueError(f"trial {trial.number} is in the archive already")
+        """Write finished trials; all of them or none, and none of them twice."""
         records = [_record_of(trial) for trial in trials]
         ids = self._write([(trial.atoms, self._values(trial)) for trial in trials])
         for record, row in zip(records, ids, strict=True):
             self._keep(record, row)
 
-    def append_refined(self, refined: Refined, refinement_calls: int, verification_calls: int) -> None:
-        """Write a refined minimum, which replaces an earlier one of the same trial, and what it has cost."""
-        values = {"refined_trial": refined.number, "kept": refined.kept, "verified": refined.verified}
-        self._write([(refined.atoms, values | {"reason": refined.reason or "-"})])
-        self.refined[refined.number] = refined
-        self.write_metadata(
-            refinement_calls=self.metadata.get("refinement_calls", 0) + refinement_calls,
-            verification_calls=self.metadata.get("verification_calls", 0) + verification_calls,
-        )
+    def append_refined(self, refined: Refined) -> None:
+        """Write a refined minimum; of several of one trial the last counts."""
+        values = {
+            "refined_trial": refined.number,
+            "ended": str(refined.ended),
+            "reason": refined.reason or "-",
+            "refined_fmax": refined.fmax,
+            "verified": refined.verified,
+            "refinement_calls": refined.refinement_calls,
+            "verification_calls": refined.verification_calls,
+        }
+        (row,) = self._write([(refined.atoms, values)])
+        self._keep_refined(refined, row)
 
     def write_metadata(self, **values) -> None:
         """Add to the metadata; it is in the file when this returns."""
@@ -153,7 +184,9 @@ class Archive:
             self._connection().metadata = self.metadata
 
     def mark_minima(self, ranks: dict[int, int]) -> None:
-        """Give the rows of these trials the key `minimum`, their rank from 1 on, and take it from all others.
+        """Give the rows of these minima the key `minimum`, their rank from 1 on, and take it from all others.
+
+        Where a minimum is refined, the refined structure is marked.
 
         Parameters
         ----------
@@ -162,15 +195,16 @@ class Archive:
         """
         if self.path is None:
             return
+        wanted = {self._refined_rows.get(number, self._rows[number]): rank for number, rank in ranks.items()}
         database = self._connection()
         with database:
-            for row in list(database.select("minimum>0", include_data=False)):
-                if ranks.get(row.trial) != row.minimum:
-                    database.update(row.id, delete_keys=["minimum"])
-            marked = {row.trial for row in database.select("minimum>0", include_data=False)}
-            for number, rank in ranks.items():
-                if number not in marked:
-                    database.update(self._rows[number], minimum=rank)
+            marked = {row.id: row.minimum for row in database.select("minimum>0", include_data=False)}
+            for row, rank in marked.items():
+                if wanted.get(row) != rank:
+                    database.update(row, delete_keys=["minimum"])
+            for row, rank in wanted.items():
+                if marked.get(row) != rank:
+                    database.update(row, minimum=rank)
 
     def _keep(self, record: Record, row: int) -> None:
         self._rows[record.number] = row
@@ -179,22 +213,43 @@ class Archive:
         self.totals["force_calls"] += record.force_calls
         self.totals["score_calls"] += record.score_calls
 
+    def _keep_refined(self, refined: Refined, row: int) -> None:
+        self.totals["refinement_calls"] += refined.refinement_calls
+        self.totals["verification_calls"] += refined.verification_calls
+        if refined.settled:
+            self.refined[refined.number] = refined
+            self._refined_rows.pop(refined.number, None)
+            if refined.ended is Ended.MINIMUM:
+                self._refined_rows[refined.number] = row
+
     def _connection(self):
         if self._database is None:
             if not os.path.exists(self.path):
-                # Made aside and moved into place: a kill in between leaves no file that lacks its metadata.
-                unfinished = f"{self.path}.{os.getpid()}.part"
-                connect(unfinished, type="db", use_lock_file=False).metadata = self.metadata
-                os.replace(unfinished, self.path)
+                self._make()
             self._database = connect(self.path, type="db", use_lock_file=False)
         return self._database
+
+    def _make(self) -> None:
+        """Make the file aside and move it into place: a kill in between leaves no file that lacks its metadata."""
+        unfinished = f"{self.path}.part"
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
+        connect(unfinished, type="db", use_lock_file=False).metadata = self.metadata
+        with closing(sqlite3.connect(unfinished)) as connection:
+            connection.execute("CREATE UNIQUE INDEX trial_once ON number_key_values (value) WHERE key = 'trial'")
+            connection.commit()
+        os.replace(unfinished, self.path)
 
     def _write(self, rows: list[tuple[Atoms, dict]]) -> list[int]:
         if self.path is None:
             return [0] * len(rows)
-        database = self._connection()
+        database, ids = self._connection(), []
         with database:
-            return [database.write(atoms, **values) for atoms, values in rows]
+            for atoms, values in rows:
+                # An interrupt may have come after the commit and before anybody knew: then the trial is there already.
+                there = next(database.select(trial=values["trial"]), None) if "trial" in values else None
+                ids.append(database.write(atoms, **values) if there is None else there.id)
+        return ids
 
     def _values(self, trial: Trial) -> dict:
         settings = self.metadata["settings"]
@@ -212,22 +267,21 @@ class Archive:
         }
 
     def _read(self) -> None:
+        """Read a file of this program; any other is refused before ase.db, which would write into it, sees it."""
         try:
-            database = self._connection()
-            self.metadata = dict(database.metadata)
-            rows = list(database.select(include_data=False))
-        except Exception as error:  # sqlite3 and ase.db raise many kinds for a file that is none of theirs
-            raise InputError(f"{self.path} is not an ASE database: {error}.") from error
-        if self.metadata.get("schema") != SCHEMA:
+            with closing(sqlite3.connect(f"{Path(self.path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+                known = connection.execute("SELECT value FROM information WHERE name = 'metadata'").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{self.path} is not a database of ase-gss: {error}.") from error
+        if known is None or json.loads(known[0]).get("schema") != SCHEMA:
             raise InputError(f"{self.path} is not a database of ase-gss, or of a version that this one cannot read.")
-        for row in rows:
+        database = self._connection()
+        self.metadata = dict(database.metadata)
+        for row in database.select(include_data=False, sort="id"):
             if "refined_trial" in row:
-                self.refined[row.refined_trial] = Refined(
-                    row.refined_trial, row.toatoms(), bool(row.kept), bool(row.verified), _reason(row)
-                )
+                self._keep_refined(_refined_of_row(row), row.id)
             elif "trial" in row:
                 self._keep(_record_of_row(row), row.id)
-        self.records.sort(key=lambda record: record.number)
 
 
 def _record_of(trial: Trial) -> Record:
@@ -256,6 +310,12 @@ def _record_of_row(row: AtomsRow) -> Record:
         energy=float(row.energy) if "energy" in row else None,
         known=row.get("known"),
     )
+
+
+def _refined_of_row(row: AtomsRow) -> Refined:
+    spent = row.refinement_calls, row.verification_calls
+    ended, atoms = Ended(row.ended), row.toatoms()
+    return Refined(row.refined_trial, atoms, ended, _reason(row), row.refined_fmax, bool(row.verified), *spent)
 
 
 def _reason(row: AtomsRow) -> str:

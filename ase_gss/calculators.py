@@ -39,6 +39,9 @@ CALCULATORS: dict[str, tuple[Callable[..., Calculator], str, str]] = {
     "lj": (_lennard_jones, "ase", ""),
 }
 
+#: Those that know of no charge and no spin.
+NEUTRAL = ("emt", "lj")
+
 
 def calculator_factory(name: str, charge: int = 0, multiplicity: int = 1) -> CalculatorFactory:
     """A function that makes a new calculator at every call.
@@ -58,6 +61,8 @@ def calculator_factory(name: str, charge: int = 0, multiplicity: int = 1) -> Cal
     """
     if ":" in name:
         return _own_factory(name)
+    if charge and name in NEUTRAL:
+        raise InputError(f"The calculator {name!r} knows of no charge.")
     if name not in CALCULATORS:
         raise InputError(f"No calculator {name!r}: give one of {', '.join(CALCULATORS)} or module:factory.")
     make, module, extra = CALCULATORS[name]
@@ -75,7 +80,7 @@ def _own_factory(name: str) -> CalculatorFactory:
         sys.path.insert(0, here)
     try:
         factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"The calculator factory {name!r} cannot be imported: {error}.") from error
     if not callable(factory):
         raise InputError(f"{name!r} is not a function that makes a calculator.")
@@ -92,6 +97,8 @@ def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[
         factory = lambda: calculator  # noqa: E731
     else:
         factory = calculator
+    if charge:
+        raise InputError("A charge is for calculators given by name: set it in your own calculator.")
     made = factory()
     if not hasattr(made, "get_property"):
         raise InputError("The calculator must be a name, an ASE calculator, or a function that makes one.")

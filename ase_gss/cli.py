@@ -165,6 +165,8 @@ def _search(options: argparse.Namespace) -> int:
     print()
     print(summary_text(summary(search.archive)))
     print(f"All trials are in {search.archive.path}; only the minima: ase gui '{search.archive.path}@minimum>0'")
+    if search.dried_up:
+        print("The search has ended early: ten generations in a row brought nothing but known minima.")
     if message:
         print(message, file=sys.stderr)
     return status
@@ -195,6 +197,8 @@ def _export(options: argparse.Namespace) -> int:
     from ase_gss.report import minima_of
 
     minima = minima_of(Archive(options.database, must_exist=True)).ranked()
+    if os.path.exists(options.output) and os.path.samefile(options.output, options.database):
+        raise InputError(f"{options.output} is the database itself: export to another file.")
     if not minima:
         raise InputError(f"{options.database} has no minimum to export.")
     try:

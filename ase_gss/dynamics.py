@@ -11,7 +11,7 @@ from ase_gss.coupling import Coupling, get_coupling
 from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFailure, CountedCalculator, energy_and_forces
 from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, hand_off
-from ase_gss.schedule import NoiseSchedule, Schedule
+from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
 from ase_gss.walk import ScoreFunction, Walk, complete, propose
 
 #: So many failures of the calculator one after the other mean that the set-up is wrong.
@@ -105,6 +105,7 @@ class GSSDynamics(MolecularDynamics):
         self._log = self.openfile(file=logfile, comm=self.comm, mode="a") if logfile is not None else None
         self.force_calls = 0
         self._failures = 0
+        self._started = False
         self._last: dict[str, Any] = {}
 
     def todict(self) -> dict[str, Any]:
@@ -136,7 +137,7 @@ class GSSDynamics(MolecularDynamics):
     def irun(self, steps: int | None = None) -> Iterator[bool]:
         """As `run`, step by step."""
         remaining = self.schedule.n_steps - self.walk.k
-        if self.nsteps == 0:
+        if not self._started:
             self._start()
         yield from super().irun(remaining if steps is None else min(steps, remaining))
 
@@ -155,7 +156,7 @@ class GSSDynamics(MolecularDynamics):
         self._last = {"sigma": sigma, "weights": wanted, "energy": energy, "forces": forces, "failure": failure}
 
     def hand_off(self, optimizer: Any = DEFAULT_OPTIMIZER, fmax: float = 0.05, **keywords) -> Relaxation:
-        """Relax the atoms with their own calculator, as a search does; see :func:`ase_gss.relax.hand_off`."""
+        """Relax the atoms with their own calculator; see :func:`ase_gss.relax.hand_off`."""
         return hand_off(self.atoms, optimizer, fmax, **keywords)
 
     def log(self) -> None:
@@ -178,9 +179,11 @@ class GSSDynamics(MolecularDynamics):
 
     def _start(self) -> None:
         """Put the noise of the first level on the atoms."""
+        self._started = True
+        self.walk.positions = self.atoms.get_positions()
         if self.sigma_start is not None:
             self.walk.scatter(self.sigma_start)
-        elif isinstance(self.schedule, Schedule):
+        elif not isinstance(self.schedule, ConstantNoise):
             self.walk.scatter_from_nothing(self.schedule.sigma(0))
         self.atoms.set_positions(self.walk.positions, apply_constraint=False)
 

@@ -1,6 +1,7 @@
 """Physical forces: the one place where a calculator is called, counted, and where its failures are caught."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
 from ase import Atoms
@@ -42,9 +43,9 @@ class CountedCalculator(Calculator):
         self.calls += 1
         wanted = dict.fromkeys(["energy", "forces", *(properties or [])])
         try:
-            for name in wanted:
-                self.calculator.get_property(name, self.atoms)
-            results = dict(self.calculator.results)
+            results = {name: self.calculator.get_property(name, self.atoms) for name in wanted}
+            # Copies: a calculator may use its arrays again for the next structure.
+            results = deepcopy({**self.calculator.results, **results})
         except Exception as error:  # whatever a foreign code raises ends one calculation, not the search
             self.calculator.reset()
             reason = " ".join(str(error).split()) or "no message"

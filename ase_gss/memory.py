@@ -31,9 +31,10 @@ class Memory:
         seen = self._comparison.describe(end, 0.0)
         self._seen.setdefault(seen.key, []).append((seen, trial))
 
-    def recall(self, sampled: Atoms) -> int | None:
-        """The trial whose end this structure looks most like, None where it looks like none."""
+    def recall(self, sampled: Atoms, before: int) -> int | None:
+        """The trial with a number below `before` whose end this structure looks most like, None where there is none."""
         seen = self._comparison.describe(sampled, 0.0)
-        distances = [(self._comparison.distance(seen, end), trial) for end, trial in self._seen.get(seen.key, [])]
+        earlier = [(end, trial) for end, trial in self._seen.get(seen.key, []) if trial < before]
+        distances = [(self._comparison.distance(seen, end), trial) for end, trial in earlier]
         distance, trial = min(distances, default=(inf, -1))
         return None if distance == inf else trial

@@ -169,7 +169,9 @@ class MinimaList:
         """Lowest energy met of each minimum, in eV."""
         return [minimum.fingerprint.energy for minimum in self._minima]
 
-    def add(self, atoms: Atoms, energy: float, trial: int, calls: int, hits: int = 1) -> tuple[int, bool]:
+    def add(
+        self, atoms: Atoms, energy: float, trial: int, calls: int, hits: int = 1, first_trial: int | None = None
+    ) -> tuple[int, bool]:
         """Record the end of one trial.
 
         Parameters
@@ -184,6 +186,8 @@ class MinimaList:
             Force calls of the whole search up to and including this trial.
         hits
             Number of trials that this end stands for: more than one where lists are merged.
+        first_trial
+            Trial that first met it, where lists are merged.
 
         Returns
         -------
@@ -198,7 +202,8 @@ class MinimaList:
         distance, index = min(near, default=(inf, -1))
         if distance == inf:
             index = len(self._minima)
-            self._minima.append(_Minimum(_frozen(atoms, energy), new, trial, trial, calls, hits))
+            first_trial = trial if first_trial is None else first_trial
+            self._minima.append(_Minimum(_frozen(atoms, energy), new, trial, first_trial, calls, hits))
             self._bins.setdefault(self._bin(new), []).append(index)
             return index, True
         minimum = self._minima[index]

@@ -7,7 +7,8 @@ from ase_gss.archive import Archive, Refined
 from ase_gss.bonds import is_connected
 from ase_gss.forces import CountedCalculator
 from ase_gss.minima import Comparison, MinimaList
-from ase_gss.relax import hand_off
+from ase_gss.relax import Relaxation, hand_off
+from ase_gss.trial import Ended
 from ase_gss.verify import verify_minimum
 
 
@@ -22,14 +23,15 @@ def refine(
 ) -> None:
     """Relax the representative of every minimum to `fmax` and write it to the archive.
 
-    Those already there are not relaxed again, so an interrupted refinement goes on where it stopped.
+    Those already there, to the same fmax or a smaller one, are not relaxed again, so an interrupted refinement goes on
+    where it stopped. One that failed keeps the form it was found in and is tried again the next time.
 
     Parameters
     ----------
     minima : MinimaList
         As found while searching.
     archive : Archive
-        Gets the refined structures and, in its metadata, the calls.
+        Gets the refined structures and what they have cost.
     new_calculator : callable
         Makes the physical calculator.
     fmax : float
@@ -45,23 +47,29 @@ def refine(
     for atoms in minima.ranked():
         number = atoms.info["trial"]
         earlier = archive.refined.get(number)
-        if earlier is not None and (earlier.verified or not earlier.kept or not verify):
+        if earlier is not None and earlier.fmax <= fmax and (earlier.verified or not verify):
             continue
         end = (atoms if earlier is None else earlier.atoms).copy()
         end.info = {}
         end.calc = calculator = new_calculator()
         outcome = relax(end)
-        reason, refinement_calls = outcome.reason, calculator.calls
-        if verify and outcome.converged:
+        refinement_calls = calculator.calls
+        ended, reason = _judge(outcome), outcome.reason
+        if verify and ended is Ended.MINIMUM:
             verification = verify_minimum(end, relax)
-            reason, outcome = verification.reason, verification.relaxation or outcome
-        if not reason and not fragments and not is_connected(end):
-            reason = "not in one piece"
-        archive.append_refined(
-            Refined(number, outcome.frozen(end), not reason, verify, reason),
-            refinement_calls,
-            calculator.calls - refinement_calls,
-        )
+            outcome, reason = verification.relaxation or outcome, verification.reason
+            if reason:
+                ended = _judge(outcome) if not outcome.converged else Ended.SADDLE
+        if ended is Ended.MINIMUM and not fragments and not is_connected(end):
+            ended, reason = Ended.FRAGMENTS, "not in one piece"
+        spent = refinement_calls, calculator.calls - refinement_calls
+        archive.append_refined(Refined(number, outcome.frozen(end), ended, reason, fmax, verify, *spent))
+
+
+def _judge(outcome: Relaxation) -> Ended:
+    if outcome.failed:
+        return Ended.CALCULATOR
+    return Ended.MINIMUM if outcome.converged else Ended.NOT_CONVERGED
 
 
 def refined_minima(minima: MinimaList, archive: Archive) -> MinimaList:
@@ -74,7 +82,14 @@ def refined_minima(minima: MinimaList, archive: Archive) -> MinimaList:
     merged = MinimaList(settings(minima.comparison.mirror_images_are_one))
     for atoms in representatives:
         refined = archive.refined.get(atoms.info["trial"])
-        if refined is None or refined.kept:
+        if refined is None or refined.ended is Ended.MINIMUM:
             end, info = (atoms if refined is None else refined.atoms), atoms.info
-            merged.add(end, end.get_potential_energy(), info["trial"], info["first_call"], hits=info["hits"])
+            merged.add(
+                end,
+                end.get_potential_energy(),
+                info["trial"],
+                info["first_call"],
+                hits=info["hits"],
+                first_trial=info["first_trial"],
+            )
     return merged

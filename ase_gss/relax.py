@@ -125,7 +125,7 @@ def hand_off(
             reason = str(ended)
         except InputError:  # the caller's mistake, and a ValueError
             raise
-        except (ArithmeticError, RuntimeError, ValueError) as error:  # line searches and linear algebra end so
+        except Exception as error:  # line searches, linear algebra, whatever an optimizer of the user's raises
             reason = f"optimizer: {type(error).__name__}: {' '.join(str(error).split())}"
         steps = dynamics.nsteps
         if watch.last is None:

@@ -28,8 +28,9 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
     -------
     dict
         formula, trials, converged, failed (neither converged nor recognised), `ended` (how many trials ended how),
-        force_calls, score_calls, verification_calls, refinement_calls, minima, lowest_energy (eV, None
-        before the first), minima_within (by window in eV), chance_next_is_new, reachable_at_least, and the settings.
+        force_calls, score_calls, verification_calls, refinement_calls, minima, dropped_by_refinement, lowest_energy
+        (eV, None before the first), minima_within (by window in eV), chance_next_is_new, reachable_at_least, and the
+        settings.
     """
     minima = minima_of(archive) if minima is None else minima
     ended = Counter(str(record.ended) for record in archive.records)
@@ -44,9 +45,10 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
         "ended": dict(ended),
         "force_calls": archive.totals["force_calls"],
         "score_calls": archive.totals["score_calls"],
-        "refinement_calls": int(archive.metadata.get("refinement_calls", 0)),
-        "verification_calls": int(archive.metadata.get("verification_calls", 0)),
+        "refinement_calls": archive.totals["refinement_calls"],
+        "verification_calls": archive.totals["verification_calls"],
         "minima": len(minima),
+        "dropped_by_refinement": sum(refined.ended is not Ended.MINIMUM for refined in archive.refined.values()),
         "lowest_energy": lowest,
         "minima_within": {str(w): sum(e - lowest <= w for e in energies) for w in WINDOWS},
         "chance_next_is_new": chance_next_is_new(minima.hits),
@@ -89,6 +91,8 @@ def summary_text(facts: dict[str, Any]) -> str:
         f"{facts['force_calls']} force calls, {facts['score_calls']} score calls.",
         f"{facts['minima']} distinct minima: {within}.",
     ]
+    if facts["dropped_by_refinement"]:
+        text.append(f"{facts['dropped_by_refinement']} turned out to be no minima when refined and are left out.")
     for kind in ("refinement", "verification"):
         if facts[f"{kind}_calls"]:
             text.append(f"{kind.capitalize()} took {facts[f'{kind}_calls']} more force calls.")

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
@@ -21,20 +21,21 @@ from ase_gss.found import Found
 from ase_gss.minima import MinimaList
 from ase_gss.refine import refine, refined_minima
 from ase_gss.relax import DEFAULT_OPTIMIZER, fallen_apart, hand_off, optimizer_class
-from ase_gss.schedule import NoiseSchedule, Schedule
+from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
 from ase_gss.starts import random_molecule
 from ase_gss.trial import Ended, Need, Trial
-from ase_gss.walk import Walk, complete, propose
+from ase_gss.walk import Walk, complete, free_atoms, propose
 
 #: So many trials ended by the calculator one after the other mean that the set-up is wrong.
 MAX_FAILURES = 20
-#: So many trials are sampled together.
+#: Generation m is the trials from m times this number on; they are sampled together and know only what earlier
+#: generations have found, so that a trial does not depend on where a search was stopped in between.
 GENERATION = 32
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
 #: So many generations without a force call mean that this search meets nothing new.
 IDLE_GENERATIONS = 10
-#: Force calls that a trial is expected to need before one has been seen.
+#: Force calls that a relaxation is expected to need before one has been seen.
 EXPECTED_CALLS = 40
 
 
@@ -124,6 +125,12 @@ class GenerativeRSS:
             raise InputError(f"verify is None or 'hessian', not {verify!r}.")
         if not (fmax > 0 and max_steps > 0 and sigma_start > 0):
             raise InputError("fmax, max_steps and sigma_start must be positive.")
+        if seed < 0:
+            raise InputError("The seed must not be negative.")
+        if (charge or multiplicity) and not isinstance(calculator, str):
+            raise InputError(
+                "charge and multiplicity are for calculators given by name: set them in your own calculator."
+            )
         self.fmax, self.max_steps, self.optimizer = fmax, max_steps, optimizer_class(optimizer)
         self.fragments, self.recognise, self.seed = fragments, recognise, int(seed)
         self.refine, self.verify = refine, verify
@@ -140,8 +147,14 @@ class GenerativeRSS:
                 "multiplicity": self.multiplicity,
                 "fmax": fmax,
                 "seed": self.seed,
+                "coupling": "rss" if not self.schedule.n_steps else _describe(self.coupling),
+                "score": str(getattr(self.score, "name", None)),
                 "fragments": fragments,
                 "mirror_images_are_one": mirror_images_are_one,
+                "n_steps": self.schedule.n_steps,
+                "own_starts": 0 if self.starts is None else len(self.starts),
+                "optimizer": self.optimizer.__name__,
+                "max_steps": max_steps,
             }
         )
         self._found = Found(self.archive)
@@ -149,6 +162,7 @@ class GenerativeRSS:
         self._observers: list[tuple[Callable, int, tuple, dict]] = []
         self._failures = 0
         self._written = time.monotonic()
+        self.dried_up = False
 
     @classmethod
     def resumed(cls, database: str | os.PathLike, calculator: Any = None, verify: str | None = None) -> "GenerativeRSS":
@@ -165,7 +179,9 @@ class GenerativeRSS:
         """
         archive = Archive(database, must_exist=True)
         settings = archive.metadata["settings"]
-        keys = ("charge", "multiplicity", "fmax", "fragments", "mirror_images_are_one", "seed")
+        keys = ["fmax", "fragments", "mirror_images_are_one", "seed"]
+        if calculator is None or isinstance(calculator, str):
+            keys += ["charge", "multiplicity"]
         try:
             search = cls(
                 settings["formula"],
@@ -212,12 +228,12 @@ class GenerativeRSS:
     @property
     def refinement_calls(self) -> int:
         """Force calls of refinements, in no other total."""
-        return int(self.archive.metadata.get("refinement_calls", 0))
+        return self.archive.totals["refinement_calls"]
 
     @property
     def verification_calls(self) -> int:
         """Force calls of vibrational checks, in no other total."""
-        return int(self.archive.metadata.get("verification_calls", 0))
+        return self.archive.totals["verification_calls"]
 
     @property
     def trials(self) -> int:
@@ -248,16 +264,21 @@ class GenerativeRSS:
         """
         if trials is None and max_calls is None:
             raise InputError("Give the search an end: trials, max_calls, or both.")
-        idle = 0
+        self._failures = idle = 0
         try:
-            while idle < IDLE_GENERATIONS and (numbers := self._next_numbers(trials, max_calls)):
+            while (numbers := self._next_numbers(trials)) and not self._spent(max_calls) and idle < IDLE_GENERATIONS:
                 before = self.force_calls
                 self._run_generation(numbers, max_calls)
                 idle = 0 if self.force_calls > before else idle + 1
-        finally:
             self._flush()
+        except BaseException:  # Ctrl-C may come anywhere: keep what is finished, and believe the file
+            self._flush()
+            self._found = Found(self.archive)
+            raise
+        finally:
             self._begun = []
             self._write_totals()
+        self.dried_up = idle >= IDLE_GENERATIONS
         return self.refine_minima() if self.refine or self.verify else self.minima
 
     def refine_minima(self, fmax: float = 0.005, max_steps: int = 300) -> list[Atoms]:
@@ -282,50 +303,68 @@ class GenerativeRSS:
     def _current(self) -> MinimaList:
         return refined_minima(self._found.minima, self.archive)
 
-    def _next_numbers(self, trials: int | None, max_calls: int | None) -> list[int]:
-        """Numbers of the next generation: the lowest that are not finished, no more than the budget is good for."""
-        done, size = self.archive.numbers, GENERATION
-        if trials is not None:
-            size = min(size, trials - len(done))
-        if max_calls is not None:
-            left = max_calls - self.force_calls
-            expected = self.force_calls / len(done) if done else EXPECTED_CALLS
-            size = min(size, max(1, int(left / max(expected, 1)))) if left > 0 else 0
-        unfinished = (number for number in range(len(done) + max(size, 0)) if number not in done)
-        return [number for number, _ in zip(unfinished, range(size), strict=False)]
+    def _next_numbers(self, trials: int | None) -> list[int]:
+        """Numbers that are not finished in the lowest generation that has one."""
+        done = self.archive.numbers
+        first = next(number for number in count() if number not in done)
+        start = first - first % GENERATION
+        end = start + GENERATION if trials is None else min(start + GENERATION, trials)
+        return [number for number in range(start, end) if number not in done]
+
+    def _spent(self, max_calls: int | None) -> bool:
+        return max_calls is not None and self.force_calls >= max_calls
 
     def _run_generation(self, numbers: list[int], max_calls: int | None) -> None:
-        """Sample these trials together, then relax one after the other."""
-        self._begun = [self._begin(number) for number in numbers]
-        self._sample(self._begun)
-        if self.recognise:
-            self._recognise(self._begun)
-        for trial in list(self._begun):
-            if max_calls is not None and self.force_calls >= max_calls:
-                if (
-                    trial.force_calls == 0 and trial.needs is not Need.NOTHING
-                ):  # sampling alone costs nothing that counts: as if it had not begun
-                    self._begun.remove(trial)
-                    continue
-                if trial.needs is not Need.NOTHING:
-                    trial.end(Ended.BUDGET, "the force calls were used up before its relaxation")
-            if trial.needs is Need.RELAXATION:
-                self._relax(trial)
-            self._take_up(trial)
-        self._flush()
+        """Sample these trials together, as many as the budget is good for, then relax one after the other."""
+        while numbers and not self._spent(max_calls):
+            self._begun = [self._begin(number) for number in numbers]
+            sampling = max(trial.walk.sampling_force_calls for trial in self._begun)
+            if sampling and max_calls is not None:
+                done = self.archive.totals["trials"]
+                expected = max(self.force_calls / done if done else EXPECTED_CALLS, sampling + 1)
+                affordable = max(1, int((max_calls - self.force_calls) / expected))
+                self._begun = self._begun[:affordable]
+            numbers = numbers[len(self._begun) :]
+            self._sample(self._begun)
+            if self.recognise:
+                self._recognise(self._begun)
+            for trial in list(self._begun):
+                if self._spent(max_calls):
+                    self._give_up(from_number=trial.number)
+                    break
+                if trial.needs is Need.RELAXATION:
+                    self._relax(trial)
+                self._judge_failure(trial)
+                if time.monotonic() - self._written > WRITE_INTERVAL:
+                    self._flush()
+            self._flush()
+
+    def _give_up(self, from_number: int) -> None:
+        """The budget is spent: of the trials from this one on keep only those that have cost force calls."""
+        kept = []
+        for trial in self._begun:
+            if trial.number >= from_number and trial.force_calls and trial.needs is not Need.NOTHING:
+                trial.end(Ended.BUDGET, "the force calls were used up before its relaxation")
+            if trial.number < from_number or trial.force_calls:
+                kept.append(trial)
+        self._begun = kept
 
     def _begin(self, number: int) -> Trial:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
-        if self.starts is None:
-            atoms, schedule = random_molecule(self.numbers, rng), self.schedule
-        else:
-            atoms, schedule = self.starts[number % len(self.starts)].copy(), self.schedule
+        from_noise = self.starts is None and self.schedule.n_steps and not isinstance(self.schedule, ConstantNoise)
+        schedule = self.schedule
+        if self.starts is not None:
+            atoms = self.starts[number % len(self.starts)].copy()
             if hasattr(schedule, "starting_at") and schedule.n_steps:
                 schedule = schedule.starting_at(self.sigma_start)
+        elif from_noise:
+            atoms = Atoms(self.numbers, positions=np.zeros((len(self.numbers), 3)))
+        else:
+            atoms = random_molecule(self.numbers, rng)
         walk = Walk.from_atoms(atoms, schedule, self.coupling, rng)
         if self.starts is not None:
             walk.scatter(self.sigma_start)
-        elif isinstance(schedule, Schedule) and schedule.n_steps:
+        elif from_noise:
             walk.scatter_from_nothing(schedule.sigma(0))
         return Trial(number, atoms, walk)
 
@@ -352,7 +391,8 @@ class GenerativeRSS:
         """End the sampled trials that look like known minima; what this generation finds plays no part yet."""
         for trial in trials:
             if trial.needs is Need.RELAXATION and trial.walk.k:
-                trial.known = self._found.memory.recall(trial.sampled())
+                start = trial.number - trial.number % GENERATION
+                trial.known = self._found.memory.recall(trial.sampled(), before=start)
                 if trial.known is not None:
                     trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
 
@@ -373,10 +413,10 @@ class GenerativeRSS:
             ended, reason = Ended.NOT_CONVERGED, outcome.reason
         trial.end(ended, reason, outcome.converged, atoms, outcome.energy, outcome.forces)
 
-    def _take_up(self, trial: Trial) -> None:
-        """Write a finished trial, if need be together with the next ones, and count its minimum."""
-        if time.monotonic() - self._written > WRITE_INTERVAL:
-            self._flush()
+    def _judge_failure(self, trial: Trial) -> None:
+        """Count trials that the calculator has ended, and raise after too many in a row."""
+        if trial.ended in (Ended.KNOWN, Ended.BUDGET):
+            return
         self._failures = self._failures + 1 if trial.ended is Ended.CALCULATOR else 0
         if self._failures >= MAX_FAILURES:
             raise SearchError(
@@ -391,12 +431,12 @@ class GenerativeRSS:
         self.archive.append(finished)
         self._begun = self._begun[len(finished) :]
         self._written = time.monotonic()
-        for count, record in enumerate(
-            self.archive.records[-len(finished) :], self.archive.totals["trials"] - len(finished) + 1
-        ):
+        new = self.archive.records[-len(finished) :]
+        for record in new:
             self._found.take_up(record)
+        for number, _ in enumerate(new, self.archive.totals["trials"] - len(new) + 1):
             for function, interval, args, kwargs in self._observers:
-                if count % interval == 0:
+                if number % interval == 0:
                     function(*args, **kwargs)
 
     def _write_totals(self) -> None:
@@ -420,6 +460,10 @@ def _own_starts(starts: Sequence[Atoms] | None, numbers: np.ndarray) -> list[Ato
     if starts is None:
         return None
     copies = [atoms.copy() for atoms in starts]
+    for atoms in copies:
+        free_atoms(atoms)
+        if atoms.pbc.any():
+            raise InputError("The starts are periodic, and only molecules can be searched: set atoms.pbc = False.")
     if not copies or not all(same_composition(atoms.numbers, numbers) for atoms in copies):
         raise InputError(
             f"Every one of the starts must be a structure of {formula_of(numbers)}, and there must be one."
@@ -435,3 +479,7 @@ def _load_score(score: Any, numbers: np.ndarray) -> Any:
     loaded = load_score(score)
     loaded.check_elements(numbers)
     return loaded
+
+
+def _describe(coupling: Coupling) -> dict | str:
+    return coupling.todict() if hasattr(coupling, "todict") else type(coupling).__name__

@@ -17,6 +17,7 @@ class Ended(StrEnum):
     NOT_CONVERGED = "not converged"
     KNOWN = "known"
     FRAGMENTS = "fragments"
+    SADDLE = "saddle point"
     CALCULATOR = "calculator"
     BUDGET = "out of budget"
 

@@ -129,6 +129,12 @@ class Walk:
         return self.k >= self.schedule.n_steps
 
     @property
+    def sampling_force_calls(self) -> int:
+        """Force calls that the steps still to come need."""
+        steps, schedule = range(self.k, self.schedule.n_steps), self.schedule
+        return sum(self.coupling.weights(k, schedule.n_steps, schedule.sigma(k))[2] != 0 for k in steps)
+
+    @property
     def sigma(self) -> float:
         """Noise level of the step under way, Å."""
         return self.schedule.sigma(min(self.k, self.schedule.n_steps - 1))

@@ -62,6 +62,8 @@ def test_rank_export_and_refine_agree(database, tmp_path, capsys):
     energies = [atoms.get_potential_energy() for atoms in frames]
     assert energies == sorted(energies)
     assert np.abs(frames[0].get_forces()).max() < 0.05
+    assert main(["export", database, "-o", database]) == 2
+    assert main(["rank", database]) == 0
     capsys.readouterr()
     assert main(["refine", database]) == 0
     assert "Refinement took" in capsys.readouterr().out
@@ -79,6 +81,11 @@ def test_rank_export_and_refine_agree(database, tmp_path, capsys):
         (["search", "Ar2", "-c", "lj", "--coupling", "rss", "--optimizer", "FIRST", "--trials", "1"], "FIRST"),
         (["search", "CH3", "-c", "lj", "--multiplicity", "1", "--trials", "1"], "cannot have multiplicity 1"),
         (["search", "Ar2", "-c", "lj", "--coupling", "rss", "--trials", "1", "-o", "no/such/folder.db"], "folder"),
+        (["search", "Ar2", "-c", "lj", "--coupling", "rss", "--trials", "1", "--seed", "-1"], "seed"),
+        (["search", "Ar2", "-c", ":make", "--coupling", "rss", "--trials", "1"], "cannot be imported"),
+        (["search", "Ar2", "-c", "lj", "--coupling", "rss", "--trials", "1", "--charge", "1"], "knows of no charge"),
+        (["train", "nothing.extxyz", "-o", "model.pt"], "nothing.extxyz cannot be read"),
+        (["train", "qm9pack", "-o", "model.pt", "--hold-out", "Xq"], "not a chemical formula"),
         (["summary", "nothing.db"], "no database nothing.db"),
         (["rank", "nothing.db"], "no database nothing.db"),
     ],
@@ -132,9 +139,9 @@ def kill_and_resume(tmp_path, kills, trials):
     for _ in range(kills):
         process = subprocess.Popen(command(path, trials), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = time.monotonic()
-        while not path.exists() and process.poll() is None and time.monotonic() - before < 60:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 2.0))
+        while len(trials_in(path)) <= len(kept) and process.poll() is None and time.monotonic() - before < 60:
+            time.sleep(0.05)  # the search is under way, its imports are done
+        time.sleep(rng.uniform(0, 1.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
         done = trials_in(path)

@@ -19,13 +19,14 @@ def test_a_rough_copy_is_recalled_and_another_isomer_is_not():
     memory.remember(molecule("CH3CH2OCH3"), 5)
     rough = ethanol.copy()
     rough.rattle(0.02, seed=1)
-    assert memory.recall(rough[np.random.default_rng(0).permutation(9)]) == 3
-    assert memory.recall(ether) is None
+    assert memory.recall(rough[np.random.default_rng(0).permutation(9)], before=9) == 3
+    assert memory.recall(rough, before=3) is None
+    assert memory.recall(ether, before=9) is None
     turned = ethanol.copy()  # another conformer
     hydroxyl = next(i for i in range(9) if ethanol.numbers[i] == 1 and ethanol.get_distance(i, 2) < 1.1)
     mask = [i == hydroxyl for i in range(9)]
     turned.set_dihedral(0, 1, 2, hydroxyl, ethanol.get_dihedral(0, 1, 2, hydroxyl) + 120, mask=mask)
-    assert memory.recall(turned) is None
+    assert memory.recall(turned, before=9) is None
 
 
 def test_known_minima_cost_no_calls_count_as_hits_and_survive_a_restart(tmp_path):
@@ -51,4 +52,5 @@ def test_known_minima_cost_no_calls_count_as_hits_and_survive_a_restart(tmp_path
     calls = again.force_calls
     again.run(max_calls=10**6)  # ends by itself: there is nothing new to meet
     assert again.force_calls == calls
-    assert again.trials == 80 + 10 * 32
+    assert again.dried_up
+    assert again.trials == 384  # ten generations, the first of which was half done

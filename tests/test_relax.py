@@ -262,8 +262,6 @@ def test_giving_up():
 def test_fallen_apart():
     atoms = molecule("CH3OH")
     assert fallen_apart(atoms) is None
-    atoms.positions[1] += [0, 1.0, 0]
-    assert fallen_apart(atoms) is None or pdist(atoms.positions).min() > 0
     atoms.positions[1] += [0, 20.0, 0]
     assert fallen_apart(atoms) == "fallen apart"
 

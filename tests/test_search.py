@@ -10,7 +10,7 @@ from ase.db import connect
 from conftest import GaussianScore
 
 from ase_gss import GenerativeRSS, InputError
-from ase_gss.coupling import Mn
+from ase_gss.coupling import Langevin, Mn
 from ase_gss.search import SearchError
 
 TETRAHEDRON = -6.0  # energy of four Lennard-Jones atoms with six contacts, in units of epsilon
@@ -65,16 +65,83 @@ def test_max_calls_is_kept_to_within_one_trial():
         assert budget <= search.force_calls < budget + largest
 
 
-def test_max_calls_with_forces_while_sampling():
-    places = np.array([[0, 0, 0], [1.1, 0, 0], [0.5, 1, 0], [0.5, 0.4, 0.9]])
-    score, calculator = GaussianScore(places), Counting()
-    search = GenerativeRSS("Ar4", calculator, score=score, coupling=Mn(below=0.5))
+PLACES = np.array([[0, 0, 0], [1.1, 0, 0], [0.5, 1, 0], [0.5, 0.4, 0.9]])
+
+
+@pytest.mark.parametrize("coupling", [Mn(below=0.5), "force", Langevin(n_steps=150)])
+def test_max_calls_with_forces_while_sampling(coupling):
+    score, calculator = GaussianScore(PLACES), Counting()
+    search = GenerativeRSS("Ar4", calculator, score=score, coupling=coupling, recognise=False)
     search.run(max_calls=300)
     largest = max(record.force_calls for record in search.archive.records)
     assert 300 <= search.force_calls < 300 + largest
     assert search.force_calls == calculator.calls
+    assert any(record.converged for record in search.archive.records)
     # Trials that had not begun to spend force calls are left out of the books.
     assert search.score_calls <= score.calls
+
+
+class Spread:
+    """Scores towards one of two structures, so that trials end here and there."""
+
+    name = "spread"
+
+    def __call__(self, numbers, positions, sigma, structure):
+        clean = np.tile(PLACES, (structure[-1] + 1, 1))
+        return (clean - positions) / (0.2**2 + sigma[:, None] ** 2)
+
+
+def sampled(path=None, calculator=None):
+    return GenerativeRSS("Ar4", calculator or Counting(), score=Spread(), coupling="diffusion", database=path)
+
+
+def test_where_a_search_stops_in_between_changes_nothing(tmp_path):
+    whole = sampled()
+    whole.run(trials=70)
+    parts = sampled(tmp_path / "x.db")
+    for trials in (5, 20, 40, 70):
+        parts.run(trials=trials)
+        parts = sampled(tmp_path / "x.db")
+    same_records(whole, parts)
+    assert {record.known for record in whole.archive.records} == {record.known for record in parts.archive.records}
+    assert sorted(whole.hits) == sorted(parts.hits)
+    assert sum(whole.hits) == 70
+    budget = sampled()
+    for max_calls in (30, 200, 500):
+        budget.run(max_calls=max_calls)
+    for first, second in zip(whole.archive.records, budget.archive.records, strict=False):
+        np.testing.assert_array_equal(first.atoms.positions, second.atoms.positions)
+
+
+def test_an_interrupt_after_the_commit_writes_nothing_twice(tmp_path, monkeypatch):
+    path = tmp_path / "x.db"
+    search = rss(database=path)
+    write = search.archive._write
+
+    def interrupted(rows):
+        write(rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search.archive, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(trials=5)
+    monkeypatch.undo()
+    again = rss(database=path)
+    numbers = [record.number for record in again.archive.records]
+    assert len(numbers) == len(set(numbers)) > 0
+    again.run(trials=8)
+    assert sorted(row.trial for row in connect(path).select("trial>=0")) == list(range(8))
+
+
+def test_a_failed_refinement_keeps_the_minimum_and_is_tried_again(tmp_path):
+    path = tmp_path / "x.db"
+    rss(5, database=path)
+    found = len(rss(database=path).minima)
+    failing = GenerativeRSS.resumed(path, Counting(fail=lambda call: True))
+    assert len(failing.refine_minima()) == found
+    assert failing.refinement_calls > 0
+    minima = GenerativeRSS.resumed(path, Counting()).refine_minima(fmax=1e-4)
+    assert np.abs(minima[0].get_forces()).max() < 1e-4
 
 
 def test_same_seed_same_search_and_other_seed_another():
@@ -150,6 +217,9 @@ def test_own_starts_are_taken_in_turn():
     np.testing.assert_allclose(places, [0.6, 5.5, 0.6, 5.5], atol=0.1)
     with pytest.raises(InputError, match="must be a structure of Ar3"):
         rss(formula="Ar3", starts=[a])
+    a.pbc = True
+    with pytest.raises(InputError, match="periodic"):
+        rss(formula="Ar2", starts=[a])
 
 
 def test_refinement_is_counted_apart_and_not_repeated(tmp_path):
@@ -166,6 +236,10 @@ def test_refinement_is_counted_apart_and_not_repeated(tmp_path):
     again.refine_minima(fmax=0.001)
     assert again.refinement_calls == spent
     assert len(again.minima) == len(minima)
+    again.refine_minima(fmax=1e-5)
+    assert again.refinement_calls > spent
+    ranks = {row.minimum for row in connect(path).select("minimum>0")}
+    assert ranks == set(range(1, len(again.minima) + 1))
 
 
 def test_a_database_of_another_search_is_refused(tmp_path):
@@ -177,12 +251,17 @@ def test_a_database_of_another_search_is_refused(tmp_path):
         rss(seed=5, database=path)
     other = tmp_path / "other.db"
     connect(other, use_lock_file=False).write(Atoms("H"))
-    with pytest.raises(InputError, match="not a database of ase-gss"):
-        rss(database=other)
-    text = tmp_path / "text.db"
+    text, empty, foreign = tmp_path / "text.db", tmp_path / "empty.db", tmp_path / "foreign.db"
     text.write_text("no database at all " * 100)
-    with pytest.raises(InputError, match="not an ASE database"):
-        rss(database=text)
+    empty.touch()
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    for path in (other, text, empty, foreign):
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="not a database of ase-gss"):
+            rss(database=path)
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -191,7 +270,10 @@ def test_a_database_of_another_search_is_refused(tmp_path):
         ({"formula": "Xx2"}, "not a chemical formula"),
         ({"formula": "C3H6O)"}, "C3H6O.* is not a chemical formula"),
         ({"fmax": -1}, "must be positive"),
-        ({"multiplicity": 2}, "cannot have multiplicity 2"),
+        ({"multiplicity": 2, "calculator": "lj"}, "cannot have multiplicity 2"),
+        ({"multiplicity": 3}, "set them in your own calculator"),
+        ({"charge": 1, "calculator": "lj"}, "knows of no charge"),
+        ({"seed": -1}, "seed"),
         ({"verify": "yes"}, "verify"),
         ({"calculator": "gfn3"}, "No calculator 'gfn3'"),
     ],
@@ -203,7 +285,7 @@ def test_wrong_input_is_one_sentence(keywords, message):
 
 def test_odd_electrons_have_multiplicity_two():
     assert rss(formula="CH3").multiplicity == 2
-    assert rss(formula="CH3", charge=1).multiplicity == 1
+    assert rss(formula="CH4").multiplicity == 1
 
 
 def test_a_function_makes_the_calculator_once():

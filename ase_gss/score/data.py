@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ase import Atoms
 from ase.data import atomic_numbers
-from ase.formula import Formula
 from ase.io import iread
 from torch.utils.data import IterableDataset
+
+from ase_gss.composition import parse_formula
+from ase_gss.errors import InputError
 
 #: Probability that part of a training structure is given as context without noise.
 CONTEXT_PROBABILITY = 0.1
@@ -62,7 +63,7 @@ def read_qm9pack() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Atomic numbers and positions (Å) of the molecules in the CSV files of the package `qm9pack`."""
     spec = find_spec("qm9pack")
     if spec is None:
-        raise FileNotFoundError("The package qm9pack is not installed: pip install 'ase-gss[train]' brings it.")
+        raise InputError("The package qm9pack is not installed: pip install 'ase-gss[train]' brings it.")
     csv.field_size_limit(10**7)
     for path in sorted(Path(spec.submodule_search_locations[0]).glob("data/qm9_part*.csv")):
         with path.open(newline="") as file:
@@ -84,14 +85,19 @@ def read_structures(source: str, hold_out: Iterable[str] = ()) -> Structures:
     hold_out : iterable of str
         Formulas, e.g. "C3H6O".
     """
-    held_out = {formula_key(Atoms(str(Formula(f))).numbers) for f in hold_out}
+    held_out = {formula_key(parse_formula(formula)) for formula in hold_out}
     if source == "qm9pack":
         structures: Iterable = read_qm9pack()
     else:
         structures = ((atoms.numbers, atoms.positions) for atoms in iread(source, ":"))
-    kept = [(n, p) for n, p in structures if len(n) > 1 and formula_key(n) not in held_out]
+    try:
+        kept = [(n, p) for n, p in structures if len(n) > 1 and formula_key(n) not in held_out]
+    except InputError:
+        raise
+    except Exception as error:  # every format of ASE has its own ways to fail
+        raise InputError(f"{source} cannot be read as structures: {type(error).__name__}: {error}.") from error
     if not kept:
-        raise ValueError(f"{source} has no structure of two or more atoms to train on.")
+        raise InputError(f"{source} has no structure of two or more atoms to train on.")
     return Structures.from_arrays(kept)
 
 

@@ -1,7 +1,6 @@
 """Model files, and the score as everything else sees it: numpy in, numpy out."""
 
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -135,12 +134,15 @@ def load_score(name: str | os.PathLike | Score, device: str = "cpu") -> Score:
         raise InputError(f"No score {str(name)!r}: give one of {', '.join(shipped)} or the path of a model file.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a model file that ase-gss can read safely ({type(error).__name__})."
-        ) from error
+    except Exception as error:  # the safe loader raises many kinds for a file that is no model
+        kind = type(error).__name__
+        raise InputError(f"{path} is not a model file that ase-gss can read safely ({kind}).") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a model file of the format {FORMAT!r}.")
-    denoiser = Denoiser(**content["network"])
-    denoiser.load_state_dict(content["state"])
-    return Score(denoiser, name=str(name), card=content["card"], device=device)
+    try:
+        denoiser = Denoiser(**content["network"])
+        denoiser.load_state_dict(content["state"])
+        card = dict(content["card"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is a damaged model file ({type(error).__name__}).") from error
+    return Score(denoiser, name=str(name), card=card, device=device)

@@ -1,7 +1,6 @@
 """Denoising score matching on Lightning: `ase-gss train`."""
 
 import math
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -129,7 +128,7 @@ def train(
     output: str,
     *,
     hold_out: tuple[str, ...] = (),
-    steps: int = 100_000,
+    steps: int = 54_000,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     n_features: int = 64,
@@ -188,7 +187,8 @@ def train(
         module.denoiser.network.compile(dynamic=True)
     sigma_range = 0.01, 8.0
     # After a restart the stream goes on with other numbers instead of repeating its beginning.
-    stream = NoisedBatches(training, batch_size, sigma_range, seed + 1 + (os.getpid() if last.exists() else 0))
+    done = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.exists() else 0
+    stream = NoisedBatches(training, batch_size, sigma_range, seed + 1 + done)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = lightning.Trainer(
         accelerator="gpu" if device.startswith("cuda") else device,
