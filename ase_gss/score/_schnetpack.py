@@ -11,11 +11,18 @@ import torch.utils.data.dataloader as _dataloader
 if not hasattr(_dataloader, "T_co"):
     _dataloader.T_co = TypeVar("T_co", covariant=True)
 
-from schnetpack.nn import CosineCutoff, GaussianRBF, build_gated_equivariant_mlp, replicate_module
+from schnetpack.nn import (
+    CosineCutoff,
+    GatedEquivariantBlock,
+    GaussianRBF,
+    build_gated_equivariant_mlp,
+    replicate_module,
+)
 from schnetpack.representation.painn import PaiNNInteraction, PaiNNMixing
 
 __all__ = [
     "CosineCutoff",
+    "GatedEquivariantBlock",
     "GaussianRBF",
     "PaiNNInteraction",
     "PaiNNMixing",

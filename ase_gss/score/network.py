@@ -6,6 +6,7 @@ from torch import nn
 
 from ase_gss.score._schnetpack import (
     CosineCutoff,
+    GatedEquivariantBlock,
     GaussianRBF,
     PaiNNInteraction,
     PaiNNMixing,
@@ -54,7 +55,7 @@ class SigmaEmbedding(nn.Module):
         """Features (A, F) of noise levels (A,) in Å; 0 marks an atom that is context."""
         fixed = (sigma <= 0).to(sigma.dtype)
         log_sigma = torch.where(sigma > 0, sigma, torch.ones_like(sigma)).log().clamp_min(self.low)
-        basis = self.basis(log_sigma) * (1 - fixed)[:, None]
+        basis = nn.functional.threshold(self.basis(log_sigma), 1e-20, 0.0) * (1 - fixed)[:, None]
         return self.mlp(torch.cat([basis, fixed[:, None]], dim=1))
 
 
@@ -123,18 +124,28 @@ class ScoreNetwork(nn.Module):
         Tensor, shape (A, 3)
         """
         i, j = pairs[0], pairs[1]
-        distance = vectors.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        distance = (vectors * vectors).sum(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
         direction = (vectors / distance)[:, :, None]
         gap = torch.asinh(distance[:, 0] - self.radii[numbers[i]] - self.radii[numbers[j]])
-        filters = self.filters(self.basis(gap)) * self.cutoff_function(distance)
-        filters = filters[:, None].split(3 * self.n_features, dim=-1)
+        # self.filters(basis) * cutoff in one product, the bias as one more function: these are the largest arrays here.
+        cutoff = self.cutoff_function(distance)
+        # Products with the tails of the Gaussians, numbers too small to be normalised, would take ten times as long.
+        basis = torch.cat([nn.functional.threshold(self.basis(gap) * cutoff, 1e-20, 0.0), cutoff], dim=1)
+        weights = torch.cat([self.filters.weight, self.filters.bias[:, None]], dim=1)
+        filters = (basis @ weights.T)[:, None].split(3 * self.n_features, dim=-1)
         noise = self.sigma(sigma)
+        # Where all atoms have equally many partners (a batch of one composition) sums over pairs need no index.
+        partners = 0 if self.training or len(i) % len(numbers) else len(i) // len(numbers)
+        if partners and not torch.equal(i, torch.arange(len(numbers), device=i.device).repeat_interleave(partners)):
+            partners = 0
         q, mu = (self.element(numbers) + noise)[:, None], None
         for block, to_block in enumerate(self.sigma_to_block):
             q = q + to_block(noise)[:, None]
-            q, mu = _interact(self.interactions[block], q, mu, filters[block], direction, i, j)
+            q, mu = _interact(self.interactions[block], q, mu, filters[block], direction, i, j, partners)
             q, mu = self.mixing[block](q, mu)
-        _, vector = self.readout((q[:, 0], mu))
+        scalars, vector = q[:, 0], mu
+        for gate in self.readout:
+            scalars, vector = _gated(gate, scalars, vector)
         return vector[..., 0]
 
 
@@ -146,16 +157,34 @@ def _interact(
     direction: torch.Tensor,
     i: torch.Tensor,
     j: torch.Tensor,
+    partners: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `PaiNNInteraction.forward`, in about half the time: with fewer copies, and without vectors that are still 0.
+    """As `PaiNNInteraction.forward`, in less than half the time: fewer copies, and no vectors that are still 0.
 
-    Scalars q (A, 1, F), vectors mu (A, 3, F) or None for zero, filters (E, 1, 3F), directions (E, 3, 1).
+    Scalars q (A, 1, F), vectors mu (A, 3, F) or None for zero, filters (E, 1, 3F), directions (E, 3, 1); `partners` of
+    every atom, 0 where they differ.
     """
     message = filters * interaction.interatomic_context_net(q).index_select(0, j)
     to_q, along_direction, along_mu = message.split(q.shape[-1], dim=-1)
     to_mu = along_direction * direction
+    if mu is not None:
+        to_mu = torch.addcmul(to_mu, along_mu, mu.index_select(0, j))
+    if partners:
+        q = q + to_q.unflatten(0, (len(q), partners)).sum(dim=1)
+        summed = to_mu.unflatten(0, (len(q), partners)).sum(dim=1)
+        return q, summed if mu is None else mu + summed
     if mu is None:
         mu = torch.zeros((len(q), 3, q.shape[-1]), dtype=q.dtype, device=q.device)
-    else:
-        to_mu = torch.addcmul(to_mu, along_mu, mu.index_select(0, j))
     return q.index_add(0, i, to_q), mu.index_add(0, i, to_mu)
+
+
+def _gated(
+    gate: GatedEquivariantBlock, scalars: torch.Tensor, vectors: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `GatedEquivariantBlock.forward`, whose norm over a middle axis takes sixty times as long as this sum."""
+    along, across = gate.mix_vectors(vectors).split(gate.n_vout, dim=-1)
+    lengths = (along * along).sum(dim=-2).clamp_min(1e-16).sqrt()
+    context = gate.scalar_net(torch.cat([scalars, lengths], dim=-1))
+    scalars, gates = context.split([gate.n_sout, gate.n_vout], dim=-1)
+    scalars = scalars if gate.sactivation is None else gate.sactivation(scalars)
+    return scalars, gates[:, None] * across
