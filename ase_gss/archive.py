@@ -9,6 +9,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ase import Atoms
 from ase.db import connect
@@ -150,9 +151,10 @@ class Archive:
         earlier = self.metadata.get("settings")
         for key in FIXED_SETTINGS if earlier else ():
             if earlier.get(key) != settings.get(key):
+                before, now = _short(earlier.get(key)), _short(settings.get(key))
+                difference = f"{key} {before}, not {now}" if before != now else f"another {key}"
                 raise InputError(
-                    f"{self.path} is of a search with {key} {earlier.get(key)}, not {settings.get(key)}: "
-                    "give another file, or the same settings."
+                    f"{self.path} is of a search with {difference}: give another file, or the same settings."
                 )
         self.metadata = {"schema": SCHEMA, **self.metadata, "settings": settings}
 
@@ -321,3 +323,8 @@ def _refined_of_row(row: AtomsRow) -> Refined:
 def _reason(row: AtomsRow) -> str:
     # ase.db refuses an empty text.
     return "" if row.reason == "-" else row.reason
+
+
+def _short(value: Any) -> Any:
+    """The name of what has a name and parameters."""
+    return value.get("name", value) if isinstance(value, dict) else value

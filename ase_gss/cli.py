@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
         "--coupling", default="hot", help="hot, diffusion, mi, mn, force, langevin or rss (default: %(default)s)"
     )
     search.add_argument("--trials", type=_positive, help="end after so many trials in all")
-    search.add_argument("--max-calls", type=_positive, help="end after so many force calls in all")
+    search.add_argument(
+        "--max-calls", type=_positive, help="end after so many force calls in all; the trial under way is finished"
+    )
     search.add_argument(
         "--fmax", type=float, default=0.05, help="largest force of a minimum, eV/Å (default: %(default)s)"
     )
@@ -100,10 +102,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(text)
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -135,6 +136,8 @@ def _search(options: argparse.Namespace) -> int:
     )
     if options.multiplicity is None and search.multiplicity == 2:
         print(f"{formula} with charge {options.charge} has an odd number of electrons: multiplicity 2 is used.")
+    spin = f"charge {search.charge}, multiplicity {search.multiplicity}"
+    print(f"Searching {formula} ({len(search.numbers)} atoms, {spin}) with {options.calculator}.")
     if search.trials:
         print(f"{search.archive.path}: going on after {search.trials} trials and {search.force_calls} force calls.")
     by_calls = options.max_calls is not None
@@ -164,7 +167,8 @@ def _search(options: argparse.Namespace) -> int:
     print(ranking_table(search.minima, options.top))
     print()
     print(summary_text(summary(search.archive)))
-    print(f"All trials are in {search.archive.path}; only the minima: ase gui '{search.archive.path}@minimum>0'")
+    if search.minima:
+        print(f"All trials are in {search.archive.path}; only the minima: ase gui '{search.archive.path}@minimum>0'")
     if search.dried_up:
         print("The search has ended early: ten generations in a row brought nothing but known minima.")
     if message:

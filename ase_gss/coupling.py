@@ -202,7 +202,7 @@ def get_coupling(coupling: str | Coupling) -> Coupling:
     """
     if isinstance(coupling, str):
         if coupling not in COUPLINGS:
-            raise InputError(f"No coupling {coupling!r}: give one of {', '.join(COUPLINGS)} or an object of your own.")
+            raise InputError(f"No coupling {coupling!r}: give one of {', '.join(COUPLINGS)} (in a search also rss).")
         return COUPLINGS[coupling]()
     if getattr(coupling, "point", None) not in POINTS or not callable(getattr(coupling, "weights", None)):
         raise InputError("A coupling needs `point` (x, x_diff or x0) and a method `weights(k, n_steps, sigma)`.")

@@ -14,6 +14,8 @@ from ase_gss.trial import Ended
 
 #: Energies (eV) above the lowest within which minima are counted.
 WINDOWS = (1, 2, 3, 5)
+#: Hits below which nothing is said about completeness.
+ENOUGH_HITS = 30
 
 
 def minima_of(archive: Archive) -> MinimaList:
@@ -28,9 +30,9 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
     -------
     dict
         formula, trials, converged, failed (neither converged nor recognised), `ended` (how many trials ended how),
-        force_calls, score_calls, verification_calls, refinement_calls, minima, dropped_by_refinement, lowest_energy
-        (eV, None before the first), minima_within (by window in eV), chance_next_is_new, reachable_at_least, and the
-        settings.
+        force_calls, score_calls, refinement_calls, verification_calls, minima, refined, verified,
+        dropped_by_refinement, lowest_energy (eV, None before the first), minima_within (by window in eV), hits,
+        chance_next_is_new, reachable_at_least, and the settings.
     """
     minima = minima_of(archive) if minima is None else minima
     ended = Counter(str(record.ended) for record in archive.records)
@@ -48,9 +50,12 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
         "refinement_calls": archive.totals["refinement_calls"],
         "verification_calls": archive.totals["verification_calls"],
         "minima": len(minima),
+        "refined": len(archive.refined),
+        "verified": sum(refined.verified for refined in archive.refined.values()),
         "dropped_by_refinement": sum(refined.ended is not Ended.MINIMUM for refined in archive.refined.values()),
         "lowest_energy": lowest,
         "minima_within": {str(w): sum(e - lowest <= w for e in energies) for w in WINDOWS},
+        "hits": sum(minima.hits),
         "chance_next_is_new": chance_next_is_new(minima.hits),
         "reachable_at_least": chao1(minima.hits),
         "settings": archive.metadata.get("settings", {}),
@@ -58,7 +63,7 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
 
 
 def ranking_table(minima: list[Atoms], top: int | None = 20) -> str:
-    """The minima as a table: rank, energy above the lowest (eV), energy (eV), hits, first call, trial.
+    """The minima as a table: rank, energy above the lowest (eV), energy (eV), hits, first call, first trial.
 
     Parameters
     ----------
@@ -70,12 +75,14 @@ def ranking_table(minima: list[Atoms], top: int | None = 20) -> str:
     if not minima:
         return "No minimum has been found."
     lowest = minima[0].get_potential_energy()
-    lines = [f"{'rank':>4}  {'dE/eV':>8}  {'energy/eV':>13}  {'hits':>5}  {'first call':>10}  {'trial':>6}  molecule"]
+    lines = [
+        f"{'rank':>4}  {'dE/eV':>8}  {'energy/eV':>13}  {'hits':>5}  {'first call':>10}  {'first trial':>11}  molecule"
+    ]
     for rank, atoms in enumerate(minima[:top], start=1):
         energy, info = atoms.get_potential_energy(), atoms.info
         lines.append(
             f"{rank:4d}  {energy - lowest:8.4f}  {energy:13.4f}  {info['hits']:5d}  {info['first_call']:10d}  "
-            f"{info['trial']:6d}  {line_formula(atoms)}"
+            f"{info['first_trial']:11d}  {line_formula(atoms)}"
         )
     if top is not None and len(minima) > top:
         lines.append(f"... and {len(minima) - top} more")
@@ -91,15 +98,23 @@ def summary_text(facts: dict[str, Any]) -> str:
         f"{facts['force_calls']} force calls, {facts['score_calls']} score calls.",
         f"{facts['minima']} distinct minima: {within}.",
     ]
-    if facts["dropped_by_refinement"]:
-        text.append(f"{facts['dropped_by_refinement']} turned out to be no minima when refined and are left out.")
+    if facts["refined"]:
+        checked = f", {facts['verified']} checked for imaginary modes" if facts["verified"] else ""
+        text.append(
+            f"{facts['refined']} were refined{checked}; {facts['dropped_by_refinement']} turned out to be no minima "
+            "and are left out, and what fell together is merged."
+        )
+    elif facts["minima"]:
+        text.append("Not refined: some may be one minimum twice or not quite minima; `ase-gss refine` tells.")
     for kind in ("refinement", "verification"):
         if facts[f"{kind}_calls"]:
             text.append(f"{kind.capitalize()} took {facts[f'{kind}_calls']} more force calls.")
-    if facts["minima"]:
-        chance, bound = 100 * facts["chance_next_is_new"], facts["reachable_at_least"]
+    if facts["hits"] >= ENOUGH_HITS:
+        chance = max(100 * facts["chance_next_is_new"], 100 / facts["hits"])
         text.append(
             f"A trial that ends in a minimum now meets a new one with a chance of about {chance:.0f} % (Good-Turing); "
-            f"trials like these can reach at least {bound:.0f} (Chao1)."
+            f"trials like these can reach at least {facts['reachable_at_least']:.0f} (Chao1)."
         )
+    elif facts["minima"]:
+        text.append("Too few trials have ended in minima to say how complete the list is.")
     return "\n".join(text)

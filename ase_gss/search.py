@@ -193,7 +193,10 @@ class GenerativeRSS:
         except InputError as error:
             if calculator is not None:
                 raise
-            raise InputError(f"The calculator of {database} cannot be made again, give it: {error}") from error
+            raise InputError(
+                f"The calculator of {database}, {settings['calculator']}, was not given by name: "
+                "give it now (-c in the shell)."
+            ) from error
         search.archive, search._found = archive, Found(archive)
         return search
 

@@ -18,7 +18,7 @@ class Ended(StrEnum):
     KNOWN = "known"
     FRAGMENTS = "fragments"
     SADDLE = "saddle point"
-    CALCULATOR = "calculator"
+    CALCULATOR = "calculator failed"
     BUDGET = "out of budget"
 
 

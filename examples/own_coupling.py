@@ -20,4 +20,13 @@ atoms = molecule("CH3CH2OH")
 atoms.calc = EMT()
 dyn = GSSDynamics(atoms, coupling=EveryThird(), sigma_start=1.0, rng=np.random.default_rng(0), logfile="-")
 dyn.run()
-print("force calls:", dyn.force_calls, " score calls:", dyn.walk.score_calls)
+dyn.hand_off(fmax=0.05)
+print(
+    "sampling took",
+    dyn.force_calls,
+    "force calls and",
+    dyn.walk.score_calls,
+    "score calls;",
+    atoms.get_potential_energy(),
+    "eV",
+)

@@ -1,4 +1,4 @@
-"""Search for the isomers of C3H6O; run it again to go on where it stopped."""
+"""Search for the isomers of C3H6O (needs the extra xtb); run it again to go on where it stopped."""
 
 from ase.io import write
 from tblite.ase import TBLite
@@ -11,7 +11,7 @@ def make_calculator():
 
 
 if __name__ == "__main__":
-    search = GenerativeRSS("C3H6O", calculator=make_calculator, score="molecules", database="c3h6o.db", seed=0)
+    search = GenerativeRSS("C3H6O", calculator=make_calculator, score="molecules", database="example.db", seed=0)
     search.attach(lambda: print(search.trials, "trials,", search.force_calls, "force calls"), 20)
     search.run(max_calls=2000)
 

@@ -31,7 +31,9 @@ def test_search_ends_in_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*SEARCH, "--trials", "5"]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[1].split()[:3] == ["rank", "dE/eV", "energy/eV"]
+    lines = out.splitlines()
+    assert lines[0] == "Searching Ar5 (5 atoms, charge 0, multiplicity 1) with lj."
+    assert any(line.split()[:3] == ["rank", "dE/eV", "energy/eV"] for line in lines)
     assert "Ar5: 5 trials" in out
     assert (tmp_path / "Ar5.db").exists()
     assert main([*SEARCH, "--trials", "8"]) == 0

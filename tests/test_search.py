@@ -189,7 +189,7 @@ def test_the_database_opens_in_ase(tmp_path):
 def test_one_failure_ends_one_trial_with_its_reason():
     calculator = Counting(fail=lambda call: call == 30)
     search = rss(10, calculator)
-    failed = [record for record in search.archive.records if str(record.ended) == "calculator"]
+    failed = [record for record in search.archive.records if str(record.ended) == "calculator failed"]
     assert len(failed) == 1
     assert "SCF not converged in 250 cycles" in failed[0].reason
     assert search.force_calls == calculator.calls
