@@ -158,7 +158,7 @@ def train(
     validate_every : int
         Steps between validations, model files and checkpoints.
     compile_network : bool
-        Use torch.compile (needs a C++ compiler; about twice as fast on a CPU).
+        Use torch.compile (needs a C++ compiler; 12 steps a second instead of 7 on one core).
     seed : int
         Seed of split, noise and initial weights.
     progress : bool
