@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ase_gss.errors import InputError
 
@@ -86,7 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     train.add_argument("data", help="a file that ASE reads (extxyz, traj, db, ...), or qm9pack")
     train.add_argument("-o", "--output", required=True, help="model file")
-    train.add_argument("--hold-out", nargs="+", default=[], metavar="FORMULA", help="formulas to leave out completely")
+    train.add_argument("--crystal", action="store_true", help="train on periodic structures")
+    train.add_argument(
+        "--hold-out",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="formulas (C3H6O), for crystals chemical systems (Ca-Ti-O), to leave out; a file with one in each line",
+    )
     train.add_argument("--steps", type=_positive, default=54_000, help="optimizer steps (default: %(default)s)")
     train.add_argument("--batch-size", type=_positive, default=32, help="structures in a step (default: %(default)s)")
     train.add_argument("--learning-rate", type=float, default=1e-3, help="peak learning rate (default: %(default)s)")
@@ -222,13 +230,22 @@ def _refine(options: argparse.Namespace) -> int:
     return 0
 
 
+def _names(arguments: Sequence[str]) -> list[str]:
+    """The arguments; of one that is a file the words in it."""
+    names: list[str] = []
+    for argument in arguments:
+        names += Path(argument).read_text().split() if os.path.isfile(argument) else [argument]
+    return names
+
+
 def _train(options: argparse.Namespace) -> int:
     from ase_gss.score.training import train
 
     train(
         options.data,
         options.output,
-        hold_out=tuple(options.hold_out),
+        crystals=options.crystal,
+        hold_out=tuple(_names(options.hold_out)),
         steps=options.steps,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,

@@ -8,6 +8,18 @@ import numpy as np
 
 from ase_gss.errors import InputError
 
+#: Noise of a cell (strain) where the positions' is 1 Å.
+CELL_NOISE = 0.15
+
+
+def cell_noise(sigma: float | np.ndarray) -> float | np.ndarray:
+    """Noise level of a cell, a strain, where that of the positions is `sigma` (Å).
+
+    It falls with the square root only: where the atoms are nearly in place, at 0.02 Å, a strain of 2 % is left to be
+    judged. One proportional to sigma would be far below what a universal model knows of bond lengths.
+    """
+    return CELL_NOISE * np.sqrt(sigma)
+
 
 class NoiseSchedule(Protocol):
     """What the sampler needs to know about the noise; k counts from the maximum noise."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ase_gss.errors import InputError
+from ase_gss.score.crystal_denoiser import CrystalDenoiser
 from ase_gss.score.denoiser import Denoiser
 from ase_gss.score.elements import MAX_ATOMIC_NUMBER
 
@@ -14,7 +15,7 @@ FORMAT = "ase-gss score 1"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def save_model(denoiser: Denoiser, network: dict, card: dict, path: str) -> None:
+def save_model(denoiser: Denoiser | CrystalDenoiser, network: dict, card: dict, path: str) -> None:
     """Write a model file, whole or not at all.
 
     Parameters
@@ -28,9 +29,10 @@ def save_model(denoiser: Denoiser, network: dict, card: dict, path: str) -> None
     path : str
         Where to.
     """
+    kind = "crystals" if isinstance(denoiser, CrystalDenoiser) else "molecules"
     state = {key: value.detach().cpu().clone() for key, value in denoiser.state_dict().items()}
     unfinished = f"{path}.{os.getpid()}.part"
-    torch.save({"format": FORMAT, "network": network, "card": card, "state": state}, unfinished)
+    torch.save({"format": FORMAT, "kind": kind, "network": network, "card": card, "state": state}, unfinished)
     os.replace(unfinished, path)
 
 

@@ -126,13 +126,9 @@ class ScoreNetwork(nn.Module):
         i, j = pairs[0], pairs[1]
         distance = (vectors * vectors).sum(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
         direction = (vectors / distance)[:, :, None]
-        gap = torch.asinh(distance[:, 0] - self.radii[numbers[i]] - self.radii[numbers[j]])
-        # self.filters(basis) * cutoff in one product, the bias as one more function: these are the largest arrays here.
-        cutoff = self.cutoff_function(distance)
-        # Products with the tails of the Gaussians, numbers too small to be normalised, would take ten times as long.
-        basis = torch.cat([nn.functional.threshold(self.basis(gap) * cutoff, 1e-20, 0.0), cutoff], dim=1)
-        weights = torch.cat([self.filters.weight, self.filters.bias[:, None]], dim=1)
-        filters = (basis @ weights.T)[:, None].split(3 * self.n_features, dim=-1)
+        gap = distance[:, 0] - self.radii[numbers[i]] - self.radii[numbers[j]]
+        basis = self.radial(gap, self.cutoff_function(distance))
+        filters = biased(self.filters, basis)[:, None].split(3 * self.n_features, dim=-1)
         noise = self.sigma(sigma)
         # Where all atoms have equally many partners (a batch of one composition) sums over pairs need no index.
         partners = 0 if self.training or len(i) % len(numbers) else len(i) // len(numbers)
@@ -141,15 +137,33 @@ class ScoreNetwork(nn.Module):
         q, mu = (self.element(numbers) + noise)[:, None], None
         for block, to_block in enumerate(self.sigma_to_block):
             q = q + to_block(noise)[:, None]
-            q, mu = _interact(self.interactions[block], q, mu, filters[block], direction, i, j, partners)
+            q, mu = interact(self.interactions[block], q, mu, filters[block], direction, i, j, partners)
             q, mu = self.mixing[block](q, mu)
+        return self.read_vectors(q, mu)
+
+    def radial(self, gap: torch.Tensor, cutoff: torch.Tensor) -> torch.Tensor:
+        """Radial functions (E, n_basis + 1) of distances beyond touching (E,), times the cutoff (E, 1), and the cutoff.
+
+        So `biased(linear, radial)` is linear(basis) * cutoff in one product: these are the largest arrays here. The
+        products of the Gaussians' tails, numbers too small to be normalised, would take ten times as long.
+        """
+        basis = self.basis(torch.asinh(gap)) * cutoff
+        return torch.cat([nn.functional.threshold(basis, 1e-20, 0.0), cutoff], dim=1)
+
+    def read_vectors(self, q: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+        """One vector (A, 3) for each atom from scalars (A, 1, F) and vectors (A, 3, F)."""
         scalars, vector = q[:, 0], mu
         for gate in self.readout:
             scalars, vector = _gated(gate, scalars, vector)
         return vector[..., 0]
 
 
-def _interact(
+def biased(linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    """A linear layer of inputs whose last column stands for 1."""
+    return inputs @ torch.cat([linear.weight, linear.bias[:, None]], dim=1).T
+
+
+def interact(
     interaction: PaiNNInteraction,
     q: torch.Tensor,
     mu: torch.Tensor | None,

@@ -4,14 +4,20 @@ import math
 import subprocess
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
+from ase_gss.schedule import cell_noise
+from ase_gss.score.crystal_data import Crystals, NoisedCrystals, read_crystals
+from ase_gss.score.crystal_data import add_noise as noise_crystals
+from ase_gss.score.crystal_denoiser import CrystalDenoiser
 from ase_gss.score.data import NoisedBatches, Structures, add_noise, read_structures
 from ase_gss.score.denoiser import Denoiser
 from ase_gss.score.model import save_model
@@ -22,15 +28,12 @@ N_VALIDATION = 320
 
 
 class ScoreTraining(lightning.LightningModule):
-    """One training run.
-
-    The loss is the mean squared error of the network's output F against the value that would restore the clean
-    structure exactly (EDM's weighting; Karras et al., arXiv:2206.00364, Eq. 8): 1 means nothing learned.
+    """One training run: what molecules and crystals share.
 
     Parameters
     ----------
     network : dict
-        Keyword arguments of `ScoreNetwork`.
+        Keyword arguments of the network.
     learning_rate : float
         Peak of a linear warm-up and a cosine decay.
     steps : int
@@ -41,32 +44,31 @@ class ScoreTraining(lightning.LightningModule):
         What the model file says about its origin.
     """
 
+    denoiser_class: ClassVar[type[nn.Module]]
+
     def __init__(self, network: dict, learning_rate: float, steps: int, output: str, card: dict) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.denoiser = Denoiser(**network)
+        self.denoiser = self.denoiser_class(**network)
         self.seconds = 0.0
         self._since = time.monotonic()
 
-    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Squared error (A,) of each atom; 0 for context."""
-        structure, n_structures = batch["structure"], int(batch["structure"][-1]) + 1
-        output = self.denoiser.raw(batch["numbers"], batch["noised"], batch["sigma"], structure, n_structures)
-        c_skip, c_out = self.denoiser.scales(batch["sigma"], structure, n_structures)
-        centre = self.denoiser.centres(batch["noised"], structure, n_structures)
-        free = batch["sigma"] > 0
-        target = (batch["clean"] - centre - c_skip * (batch["noised"] - centre)) / c_out.clamp_min(1e-6)
-        return ((output - target) ** 2).mean(dim=1) * free
+    def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Named mean losses of a batch; they are minimised together, and 1 means nothing learned."""
+        raise NotImplementedError
 
     def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean loss of the free atoms."""
-        loss = self.loss(batch).sum() / (batch["sigma"] > 0).sum()
-        self.log("loss", loss, prog_bar=True, batch_size=1)
-        return loss
+        """Sum of the losses."""
+        losses = self.losses(batch)
+        for name, loss in losses.items():
+            self.log(name, loss, prog_bar=True, batch_size=1)
+        return sum(losses.values())
 
     def validation_step(self, batch: dict[str, torch.Tensor]) -> None:
-        """Loss at one noise level."""
-        self.log(f"validation_{batch['sigma'][0]:g}", self.loss(batch).mean(), batch_size=1)
+        """Losses at one noise level."""
+        for name, loss in self.losses(batch).items():
+            name = name.replace("loss", "validation", 1)
+            self.log(f"{name}_{batch['sigma'].max():g}", loss, batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
         """Write the model (the averaged weights are in place now) and what has been reached."""
@@ -100,6 +102,49 @@ class ScoreTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+class MoleculeTraining(ScoreTraining):
+    """Training on molecules.
+
+    The loss is the mean squared error of the network's output F against the value that would restore the clean
+    structure exactly (EDM's weighting; Karras et al., arXiv:2206.00364, Eq. 8).
+    """
+
+    denoiser_class = Denoiser
+
+    def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Mean over the atoms with noise."""
+        structure, n_structures = batch["structure"], int(batch["structure"][-1]) + 1
+        output = self.denoiser.raw(batch["numbers"], batch["noised"], batch["sigma"], structure, n_structures)
+        c_skip, c_out = self.denoiser.scales(batch["sigma"], structure, n_structures)
+        centre = self.denoiser.centres(batch["noised"], structure, n_structures)
+        free = batch["sigma"] > 0
+        target = (batch["clean"] - centre - c_skip * (batch["noised"] - centre)) / c_out.clamp_min(1e-6)
+        return {"loss": (((output - target) ** 2).mean(dim=1) * free).sum() / free.sum()}
+
+
+class CrystalTraining(ScoreTraining):
+    """Training on crystals: mean squared errors of the noise of the positions and of the strain."""
+
+    denoiser_class = CrystalDenoiser
+
+    def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Means over atoms and over cells with noise; a lone atom, which cannot be moved, is none."""
+        structure, sigma_cell = batch["structure"], batch["sigma_cell"]
+        noise, strain = self.denoiser(
+            batch["numbers"], batch["sigma"], sigma_cell, batch["pairs"], batch["vectors"], structure
+        )
+        counts = torch.bincount(structure, minlength=len(sigma_cell))[structure]
+        # Noise that moves no centre has a variance of (N - 1) / N.
+        weight = torch.where(counts > 1, counts / (counts - 1), 0.0) * (batch["sigma"] > 0)
+        by_atom = ((noise - batch["noise"]) ** 2).mean(dim=1)
+        by_cell = ((strain - batch["strain"]) ** 2).sum(dim=(1, 2)) / 6
+        free = sigma_cell > 0
+        return {
+            "loss_positions": (by_atom * weight).sum() / (weight > 0).sum().clamp_min(1),
+            "loss_cell": (by_cell * free).sum() / free.sum().clamp_min(1),
+        }
+
+
 def validation_batches(structures: Structures, seed: int) -> list[dict[str, torch.Tensor]]:
     """All validation structures at each level of `VALIDATION_SIGMAS`, in batches; the same at every call."""
     rng = np.random.default_rng(seed)
@@ -109,6 +154,18 @@ def validation_batches(structures: Structures, seed: int) -> list[dict[str, torc
         for sigma in VALIDATION_SIGMAS
         for part in parts
     ]
+
+
+def crystal_validation_batches(crystals: Crystals, reach: float, seed: int) -> list[dict[str, torch.Tensor]]:
+    """All validation crystals at each level of `VALIDATION_SIGMAS`, in batches; the same at every call."""
+    rng = np.random.default_rng(seed)
+    parts = np.array_split(np.arange(len(crystals)), math.ceil(len(crystals) / 32))
+    batches = []
+    for sigma in VALIDATION_SIGMAS:
+        for part in parts:
+            levels, context = np.full(len(part), sigma), np.zeros(len(part), dtype=bool)
+            batches.append(noise_crystals(crystals, part, levels, cell_noise(levels), context, reach, rng))
+    return batches
 
 
 def moving_average(average: torch.Tensor, current: torch.Tensor, n_averaged: torch.Tensor | int) -> torch.Tensor:
@@ -127,6 +184,7 @@ def train(
     source: str,
     output: str,
     *,
+    crystals: bool = False,
     hold_out: tuple[str, ...] = (),
     steps: int = 54_000,
     batch_size: int = 32,
@@ -144,11 +202,13 @@ def train(
     Parameters
     ----------
     source : str
-        "qm9pack" or a file that ASE reads.
+        "qm9pack" or a file that ASE reads; for crystals see `read_crystals`.
     output : str
         Model file, written anew at every validation; checkpoints and loss curves go to `output`.checkpoints.
+    crystals : bool
+        Train on periodic structures.
     hold_out : tuple of str
-        Formulas left out of training and validation.
+        Formulas, for crystals chemical systems such as "Ti-O", left out of training and validation.
     steps, batch_size, learning_rate : int, int, float
         Optimizer steps, structures in a step, peak learning rate.
     n_features, n_blocks : int
@@ -164,7 +224,7 @@ def train(
     progress : bool
         Show a progress bar.
     """
-    structures = read_structures(source, hold_out)
+    structures = read_crystals(source, hold_out) if crystals else read_structures(source, hold_out)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(structures))
     n_validation = min(N_VALIDATION, max(1, len(structures) // 10))
@@ -182,13 +242,19 @@ def train(
         "seed": seed,
         "git_revision": git_revision(),
     }
-    module = ScoreTraining(network, learning_rate, steps, output, card)
+    kind = CrystalTraining if crystals else MoleculeTraining
+    module = kind(network, learning_rate, steps, output, card)
     if compile_network:
         module.denoiser.network.compile(dynamic=True)
-    sigma_range = 0.01, 8.0
     # After a restart the stream goes on with other numbers instead of repeating its beginning.
     done = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.exists() else 0
-    stream = NoisedBatches(training, batch_size, sigma_range, seed + 1 + done)
+    if crystals:
+        reach = module.denoiser.network.reach
+        stream: IterableDataset = NoisedCrystals(training, batch_size, (0.01, 4.0), reach, seed + 1 + done)
+        judged = crystal_validation_batches(validation, reach, seed)
+    else:
+        stream = NoisedBatches(training, batch_size, (0.01, 8.0), seed + 1 + done)
+        judged = validation_batches(validation, seed)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = lightning.Trainer(
         accelerator="gpu" if device.startswith("cuda") else device,
@@ -210,7 +276,7 @@ def train(
     trainer.fit(
         module,
         DataLoader(stream, batch_size=None),
-        DataLoader(validation_batches(validation, seed), batch_size=None),
+        DataLoader(judged, batch_size=None),
         ckpt_path=str(last) if last.exists() else None,
         weights_only=True,
     )
