@@ -32,6 +32,15 @@ FIXED_SETTINGS = (
     "score",
     "fragments",
     "mirror_images_are_one",
+    "periodic",
+    "units",
+    "pressure",
+    "volume",
+    "symmetry",
+    "template",
+    "template_cell",
+    "template_positions",
+    "region",
 )
 
 
@@ -98,7 +107,7 @@ class Refined:
     @property
     def settled(self) -> bool:
         """It need not be tried again."""
-        return self.ended in (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE)
+        return self.ended in (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE, Ended.CELL)
 
 
 class Archive:

@@ -31,24 +31,41 @@ def _parser() -> argparse.ArgumentParser:
 
     search = commands.add_parser("search", help="search for the minima of a composition")
     search.set_defaults(run=_search)
-    search.add_argument("formula", help="for instance C3H6O")
+    search.add_argument("formula", help="for instance C3H6O, or with --crystal Ti4O8")
+    search.add_argument("--crystal", action="store_true", help="search for crystals: positions and cell")
     search.add_argument(
-        "-c", "--calculator", default="gfn2", help="gfn2, gfn1, emt, lj or module:factory (default: %(default)s)"
+        "--formula-units",
+        type=_range,
+        metavar="N|N-M",
+        help="the formula so many times in a cell, drawn for each trial",
     )
-    search.add_argument("--score", default="molecules", help="shipped score or model file (default: %(default)s)")
     search.add_argument(
-        "--coupling", default="hot", help="hot, diffusion, mi, mn, force, langevin or rss (default: %(default)s)"
+        "--pressure", type=float, default=0.0, help="on a crystal, GPa; enthalpies are compared (default: %(default)s)"
+    )
+    search.add_argument("--volume", type=float, help="of one formula unit at the start, Å3 (default: typical)")
+    search.add_argument("--symmetry", action="store_true", help="random starts get a space group; with --coupling rss")
+    search.add_argument(
+        "-c",
+        "--calculator",
+        help="gfn2, gfn1, chgnet, sevennet, mattersim, mace, orb, uma, tersoff, sw, emt, lj or module:factory "
+        "(default: gfn2; for crystals of C and Si tersoff, for others chgnet)",
+    )
+    search.add_argument("--score", help="shipped score or model file (default: molecules, or crystals)")
+    search.add_argument(
+        "--coupling",
+        help="hot, diffusion, mi, mn, force, langevin or rss (default: hot, for crystals diffusion)",
     )
     search.add_argument("--trials", type=_positive, help="end after so many trials in all")
     search.add_argument(
         "--max-calls", type=_positive, help="end after so many force calls in all; the trial under way is finished"
     )
     search.add_argument(
-        "--fmax", type=float, default=0.05, help="largest force of a minimum, eV/Å (default: %(default)s)"
+        "--fmax",
+        type=float,
+        default=0.05,
+        help="largest force of a minimum, eV/Å (default: %(default)s); the stress of a crystal is within 0.1 GPa",
     )
-    search.add_argument(
-        "--optimizer", default="ModelBFGS", help="FIRE, BFGS or another of ASE's (default: %(default)s, the cheapest)"
-    )
+    search.add_argument("--optimizer", help="FIRE, BFGS or another of ASE's (default: ModelBFGS, the cheapest)")
     search.add_argument("--charge", type=int, default=0, help="total charge, e (default: %(default)s)")
     search.add_argument("--multiplicity", type=_positive, help="2S+1 (default: 1, or 2 for an odd number of electrons)")
     search.add_argument("--fragments", action="store_true", help="keep ends that are not in one piece")
@@ -113,13 +130,30 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _range(text: str) -> tuple[int, ...]:
+    first, _, last = text.partition("-")
+    low, high = _positive(first), _positive(last or first)
+    if high < low:
+        raise argparse.ArgumentTypeError(f"{text} is not a range like 1-4")
+    return tuple(range(low, high + 1))
+
+
+def _default_calculator(options: argparse.Namespace, numbers: Sequence[int]) -> str:
+    if not options.crystal:
+        return "gfn2"
+    return "tersoff" if set(numbers) <= {6, 14} else "chgnet"
+
+
 def _search(options: argparse.Namespace) -> int:
     from ase_gss.composition import formula_of, parse_formula
 
-    formula = formula_of(parse_formula(options.formula))
+    numbers = parse_formula(options.formula)
+    formula = formula_of(numbers)
+    calculator = options.calculator or _default_calculator(options, numbers.tolist())
     if options.trials is None and options.max_calls is None:
         options.max_calls = 4000
         print("Neither --trials nor --max-calls was given: the search ends after 4000 force calls.")
+    from ase.units import GPa
     from tqdm import tqdm
 
     from ase_gss.report import ranking_table, summary, summary_text
@@ -127,9 +161,14 @@ def _search(options: argparse.Namespace) -> int:
 
     search = GenerativeRSS(
         formula,
-        options.calculator,
+        calculator,
         score=options.score,
         coupling=options.coupling,
+        pbc=options.crystal,
+        units=options.formula_units or (1,),
+        pressure=options.pressure * GPa,
+        volume=options.volume,
+        symmetry=options.symmetry,
         optimizer=options.optimizer,
         fmax=options.fmax,
         charge=options.charge,
@@ -142,11 +181,15 @@ def _search(options: argparse.Namespace) -> int:
     )
     if options.multiplicity is None and search.multiplicity == 2:
         print(f"{formula} with charge {options.charge} has an odd number of electrons: multiplicity 2 is used.")
-    spin = f"charge {search.charge}, multiplicity {search.multiplicity}"
-    print(f"Searching {formula} ({len(search.numbers)} atoms, {spin}) with {options.calculator}.")
+    if options.crystal:
+        units = "-".join(str(n) for n in sorted({min(search.system.units), max(search.system.units)}))
+        kind = f"crystals of {units} × {len(search.numbers)} atoms, {options.pressure:g} GPa"
+    else:
+        kind = f"{len(search.numbers)} atoms, charge {search.charge}, multiplicity {search.multiplicity}"
+    print(f"Searching {formula} ({kind}) with {calculator}.")
     if search.trials:
         print(f"{search.archive.path}: going on after {search.trials} trials and {search.force_calls} force calls.")
-    by_calls = options.max_calls is not None
+    by_calls, unit = options.max_calls is not None, "eV/atom" if options.crystal else "eV"
     total = options.max_calls if by_calls else options.trials
     status, message = 0, ""
     with tqdm(total=total, unit="call" if by_calls else "trial", initial=0, mininterval=0.5) as bar:
@@ -154,7 +197,7 @@ def _search(options: argparse.Namespace) -> int:
         def show() -> None:
             bar.n = min(search.force_calls if by_calls else search.trials, total)
             energies = search.energies
-            best = f"{min(energies):.4f} eV" if energies else "-"
+            best = f"{min(energies):.4f} {unit}" if energies else "-"
             bar.set_postfix_str(
                 f"{search.trials} trials, {len(energies)} minima, best {best}, {search.force_calls} calls",
                 refresh=False,

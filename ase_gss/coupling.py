@@ -3,7 +3,7 @@
 A coupling is any object with `point`, one of "x", "x_diff" and "x0" (where the force is taken: at the structure, at
 the step that plain diffusion proposes, at the Tweedie estimate x + sigma²·score), and
 `weights(k, n_steps, sigma)` -> (w_s, w_n, w_f). Where w_f is 0 there is no force call. It may have a `gain` (Å²/eV)
-and a `schedule()` of its own.
+and a `schedule()` of its own; with `moves_cell = False` the cell of a crystal stays as it is.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ import numpy as np
 from ase import units
 
 from ase_gss.errors import InputError
-from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
+from ase_gss.schedule import CRYSTAL_SCHEDULE, ConstantNoise, NoiseSchedule, Schedule
 
 POINTS = ("x", "x_diff", "x0")
 Weights = tuple[float, float, float]
@@ -146,7 +146,7 @@ class Force:
 class Langevin:
     """Langevin steps in a mixture of score and force: x' = x + e·[(1-a)·score + a·F/kT] + sqrt(2e)·xi.
 
-    With a score that equals F/kT this samples the Boltzmann distribution for every a.
+    With a score that equals F/kT this samples the Boltzmann distribution for every a. The cell of a crystal stays.
 
     Parameters
     ----------
@@ -170,6 +170,7 @@ class Langevin:
 
     point: ClassVar[str] = "x"
     name: ClassVar[str] = "langevin"
+    moves_cell: ClassVar[bool] = False
 
     @property
     def gain(self) -> float:
@@ -207,3 +208,9 @@ def get_coupling(coupling: str | Coupling) -> Coupling:
     if getattr(coupling, "point", None) not in POINTS or not callable(getattr(coupling, "weights", None)):
         raise InputError("A coupling needs `point` (x, x_diff or x0) and a method `weights(k, n_steps, sigma)`.")
     return coupling
+
+
+def default_schedule(coupling: Coupling, periodic: bool = False) -> NoiseSchedule:
+    """The schedule of a coupling, in a periodic structure that of crystals where it falls."""
+    schedule = coupling.schedule() if hasattr(coupling, "schedule") else Schedule()
+    return CRYSTAL_SCHEDULE if periodic and schedule == Schedule() else schedule

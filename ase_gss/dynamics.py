@@ -7,11 +7,12 @@ import numpy as np
 from ase import Atoms
 from ase.md.md import MolecularDynamics
 
-from ase_gss.coupling import Coupling, get_coupling
+from ase_gss.cell import cell_out_of_bounds
+from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError
-from ase_gss.forces import CalculatorFailure, CountedCalculator, energy_and_forces
+from ase_gss.forces import CalculatorFailure, CountedCalculator, energy_and_forces, energy_forces_and_stress
 from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, hand_off
-from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
+from ase_gss.schedule import ConstantNoise, NoiseSchedule
 from ase_gss.walk import ScoreFunction, Walk, complete, propose
 
 #: So many failures of the calculator one after the other mean that the set-up is wrong.
@@ -21,8 +22,14 @@ HEADER = f"{'Step':>5} {'sigma/Å':>9} {'w_score':>8} {'w_noise':>8} {'w_force':
 HEADER += f"{'dScore/Å':>9}"
 
 
+class CellOutOfBounds(RuntimeError):
+    """The cell that was being sampled has collapsed, become flat or flown apart; the message says which."""
+
+
 class GSSDynamics(MolecularDynamics):
     """Sample one structure: each step follows a learned score and, where the coupling asks for it, a physical force.
+
+    Of a structure that is periodic in all three directions and has no fixed atoms the cell is sampled, too.
 
     The physical calculator is the one attached to the atoms; it is called only in steps whose coupling gives the
     force a weight, and not at all where none does. No time passes and no momenta are kept.
@@ -31,17 +38,20 @@ class GSSDynamics(MolecularDynamics):
     ----------
     atoms : Atoms
         The structure; moved in place. Atoms held by FixAtoms stay and are context to the score.
-    score : str, path or Score
-        What :func:`ase_gss.load_score` takes, or any callable
-        ``score(numbers, positions, sigma, structure)`` of arrays (A,), (A, 3), (A,), (A,) that returns (A, 3) in 1/Å.
+    score : str, path or Score, optional
+        What :func:`ase_gss.load_score` takes; by default "molecules", for periodic structures "crystals". Or any
+        callable ``score(numbers, positions, sigma, structure)`` of arrays (A,), (A, 3), (A,), (A,) that returns (A, 3)
+        in 1/Å. That of a periodic structure gets ``cells`` (S, 3, 3) and ``sigma_cell`` (S,) as well and returns the
+        score of the strain (S, 3, 3), too.
     coupling : str or Coupling
         "diffusion", "mi", "mn", "force", "langevin", or an object with ``point`` and ``weights``.
     schedule : Schedule or ConstantNoise, optional
         Noise levels; by default the coupling's own.
     sigma_start : float, optional
         Noise (Å) added to the given positions at the first step; the schedule begins there. By default a falling
-        schedule begins from pure noise about the centre of the free atoms (the given positions are replaced), and a
-        constant one from the positions as they are.
+        schedule begins from pure noise about the centre of the free atoms (the given positions are replaced; in a
+        crystal by positions anywhere in the cell, whose shape is that given but for noise), and a constant one from
+        the positions as they are.
     gain : float, optional
         g in Å²/eV; by default the coupling's own.
     max_step : float
@@ -49,6 +59,8 @@ class GSSDynamics(MolecularDynamics):
         direction, and marked in the log.
     keep_centre : bool, optional
         Hold the centre of mass; by default for a molecule without fixed atoms.
+    pressure : float
+        External pressure on a cell that moves, eV/Å3.
     rng : numpy.random.Generator, optional
         Source of all randomness.
     trajectory, logfile, loginterval, append_trajectory
@@ -59,6 +71,8 @@ class GSSDynamics(MolecularDynamics):
     ------
     InputError
         For a coupling, schedule or constraint that cannot be used.
+    CellOutOfBounds
+        Where the cell collapses; the atoms keep the step before.
     CalculatorFailure
         After 20 failures of the calculator in a row; a single one only leaves the force out of its step.
 
@@ -72,13 +86,14 @@ class GSSDynamics(MolecularDynamics):
     def __init__(
         self,
         atoms: Atoms,
-        score: Any = "molecules",
+        score: Any = None,
         coupling: str | Coupling = "mn",
         schedule: NoiseSchedule | None = None,
         sigma_start: float | None = None,
         gain: float | None = None,
         max_step: float = 0.2,
         keep_centre: bool | None = None,
+        pressure: float = 0.0,
         rng: np.random.Generator | None = None,
         trajectory: str | None = None,
         logfile: IO | str | None = None,
@@ -87,7 +102,7 @@ class GSSDynamics(MolecularDynamics):
     ) -> None:
         self.coupling = get_coupling(coupling)
         if schedule is None:
-            schedule = self.coupling.schedule() if hasattr(self.coupling, "schedule") else Schedule()
+            schedule = default_schedule(self.coupling, bool(atoms.pbc.any()))
         if sigma_start is not None and not sigma_start > 0:
             raise InputError(f"sigma_start must be a positive noise level in Å, not {sigma_start}.")
         if sigma_start is not None and hasattr(schedule, "starting_at"):
@@ -95,7 +110,7 @@ class GSSDynamics(MolecularDynamics):
         self.schedule, self.sigma_start = schedule, sigma_start
         self.score = score if callable(score) else _load(score, atoms)
         self.walk = Walk.from_atoms(
-            atoms, schedule, self.coupling, rng or np.random.default_rng(), gain, max_step, keep_centre
+            atoms, schedule, self.coupling, rng or np.random.default_rng(), gain, max_step, keep_centre, pressure
         )
         super().__init__(
             atoms, timestep=1.0, trajectory=trajectory, loginterval=loginterval, append_trajectory=append_trajectory
@@ -120,6 +135,7 @@ class GSSDynamics(MolecularDynamics):
             "gain": self.walk.gain,
             "max_step": self.walk.max_step,
             "keep_centre": self.walk.keep_centre,
+            "pressure": self.walk.pressure,
         }
 
     def run(self, steps: int | None = None) -> bool:
@@ -145,18 +161,23 @@ class GSSDynamics(MolecularDynamics):
         """One step of the schedule."""
         if self.walk.finished:
             raise InputError("The schedule has come to its end: make a new GSSDynamics to sample again.")
-        self.walk.positions = self.atoms.get_positions()
+        self._read_atoms()
         propose([self.walk], self.score)
-        sigma, wanted, point = self.walk.sigma, self.walk.weights, self.walk.point
-        energy, forces, failure = None, None, ""
-        if point is not None:
-            energy, forces, failure = self._physical_force(point)
-        complete([self.walk], [forces])
-        self.atoms.set_positions(self.walk.positions, apply_constraint=False)
+        sigma, wanted = self.walk.sigma, self.walk.weights
+        energy, forces, stress, failure = None, None, None, ""
+        if self.walk.point is not None:
+            energy, forces, stress, failure = self._physical_force()
+        complete([self.walk], [forces], [stress])
+        self._write_atoms()
         self._last = {"sigma": sigma, "weights": wanted, "energy": energy, "forces": forces, "failure": failure}
 
     def hand_off(self, optimizer: Any = DEFAULT_OPTIMIZER, fmax: float = 0.05, **keywords) -> Relaxation:
-        """Relax the atoms with their own calculator; see :func:`ase_gss.relax.hand_off`."""
+        """Relax the atoms with their own calculator, and a cell that was sampled with them.
+
+        See :func:`ase_gss.relax.hand_off`.
+        """
+        if self.walk.free_cell:
+            keywords.setdefault("pressure", self.walk.pressure)
         return hand_off(self.atoms, optimizer, fmax, **keywords)
 
     def log(self) -> None:
@@ -180,31 +201,51 @@ class GSSDynamics(MolecularDynamics):
     def _start(self) -> None:
         """Put the noise of the first level on the atoms."""
         self._started = True
-        self.walk.positions = self.atoms.get_positions()
+        self._read_atoms()
         if self.sigma_start is not None:
             self.walk.scatter(self.sigma_start)
         elif not isinstance(self.schedule, ConstantNoise):
             self.walk.scatter_from_nothing(self.schedule.sigma(0))
+        self._write_atoms()
+
+    def _read_atoms(self) -> None:
+        """Take up what others have done to the atoms."""
+        self.walk.positions = self.atoms.get_positions()
+        if self.walk.cell is not None:
+            self.walk.cell = self.atoms.cell.array.copy()
+
+    def _write_atoms(self) -> None:
+        if self.walk.cell is not None:
+            if reason := cell_out_of_bounds(
+                Atoms(self.walk.numbers, self.walk.positions, cell=self.walk.cell, pbc=True), contacts=False
+            ):
+                raise CellOutOfBounds(f"Sampling has ended at step {self.walk.k}: {reason}.")
+            self.atoms.set_cell(self.walk.cell)
         self.atoms.set_positions(self.walk.positions, apply_constraint=False)
 
-    def _physical_force(self, point: np.ndarray) -> tuple[float | None, np.ndarray | None, str]:
-        """Energy, forces and "" at the point, or None, None and the reason where the calculator fails."""
+    def _physical_force(self) -> tuple[float | None, np.ndarray | None, np.ndarray | None, str]:
+        """Energy, forces, stress and "" at the walk's point; None and the reason where the calculator fails."""
+        walk, stress = self.walk, None
         if self.atoms.calc is None:
             raise InputError(
-                f"The coupling needs forces at sigma = {self.walk.sigma:.3g} Å: attach a calculator to the atoms."
+                f"The coupling needs forces at sigma = {walk.sigma:.3g} Å: attach a calculator to the atoms."
             )
         self.force_calls += 1
+        calculator = CountedCalculator(self.atoms.calc)
         try:
-            energy, forces = energy_and_forces(self.atoms, point, CountedCalculator(self.atoms.calc))
+            if walk.free_cell:
+                energy, forces, stress = energy_forces_and_stress(self.atoms, walk.point, walk.point_cell, calculator)
+            else:
+                energy, forces = energy_and_forces(self.atoms, walk.point, calculator)
         except CalculatorFailure as failure:
             self._failures += 1
             if self._failures >= MAX_FAILURES:
                 raise CalculatorFailure(
                     f"The calculator failed {MAX_FAILURES} times in a row, last with {failure}"
                 ) from failure
-            return None, None, str(failure)
+            return None, None, None, str(failure)
         self._failures = 0
-        return energy, forces, ""
+        return energy, forces, stress, ""
 
     def _refresh_properties(self) -> None:
         """Nothing: a step without a force call must not cause one."""
@@ -213,6 +254,10 @@ class GSSDynamics(MolecularDynamics):
 def _load(score: Any, atoms: Atoms) -> ScoreFunction:
     from ase_gss.score import load_score  # torch is needed only here
 
-    loaded = load_score(score)
+    periodic = bool(atoms.pbc.any())
+    suitable = "crystals" if periodic else "molecules"
+    loaded = load_score(suitable if score is None else score)
+    if loaded.periodic != periodic:
+        raise InputError(f"The score {loaded.name!r} is not for these atoms: give score={suitable!r}, or change pbc.")
     loaded.check_elements(atoms.numbers)
     return loaded

@@ -7,6 +7,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
+from ase_gss.errors import InputError
+
 CalculatorFactory = Callable[[], Calculator]
 
 
@@ -18,7 +20,7 @@ class CountedCalculator(Calculator):
     """Another calculator, its force calls counted and its failures turned into `CalculatorFailure`.
 
     Every property that the calculator computes on the way is kept, so that energy and forces of one structure are
-    one force call.
+    one force call; the stress, too, where it is asked for first.
 
     Parameters
     ----------
@@ -50,8 +52,8 @@ class CountedCalculator(Calculator):
             self.calculator.reset()
             reason = " ".join(str(error).split()) or "no message"
             raise CalculatorFailure(f"{type(error).__name__}: {reason}") from error
-        for name in ("energy", "forces"):
-            if not np.all(np.isfinite(results[name])):
+        for name in ("energy", "forces", "stress"):
+            if name in wanted and not np.all(np.isfinite(results[name])):
                 self.calculator.reset()
                 raise CalculatorFailure(f"the calculator returned {name} that are not finite")
         self.results = results
@@ -70,3 +72,54 @@ def energy_and_forces(atoms: Atoms, positions: np.ndarray, calculator: CountedCa
     copy.positions = positions
     copy.calc = calculator
     return float(copy.get_potential_energy()), copy.get_forces()
+
+
+def energy_forces_and_stress(
+    atoms: Atoms, positions: np.ndarray, cell: np.ndarray, calculator: CountedCalculator
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Energy, forces and stress of a crystal at the given positions in the given cell, in one force call.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        The crystal; it is not touched.
+    positions : ndarray, shape (N, 3)
+        Å.
+    cell : ndarray, shape (3, 3)
+        Lattice vectors as rows, Å.
+    calculator : CountedCalculator
+        One that gives the stress, see `check_stress`.
+
+    Returns
+    -------
+    energy : float
+        eV.
+    forces : ndarray, shape (N, 3)
+        eV/Å.
+    stress : ndarray, shape (3, 3)
+        eV/Å3, negative under compression: the derivative of the energy by the strain, over the volume.
+
+    Raises
+    ------
+    CalculatorFailure
+        Where the calculator fails.
+    InputError
+        For a calculator that gives no stress.
+    """
+    check_stress(calculator)
+    copy = atoms.copy()
+    copy.set_constraint()
+    copy.set_cell(cell)
+    copy.positions = positions
+    copy.calc = calculator
+    stress = copy.get_stress(voigt=False)  # first: it brings energy and forces with it, but they bring no stress
+    return float(copy.get_potential_energy()), copy.get_forces(), stress
+
+
+def check_stress(calculator: Calculator) -> None:
+    """Raise `InputError` for a calculator that gives no stress."""
+    if "stress" not in calculator.implemented_properties:
+        name = type(getattr(calculator, "calculator", calculator)).__name__
+        raise InputError(
+            f"The calculator {name} gives no stress, so no cell can move: use one that does, or fix the cell."
+        )

@@ -2,7 +2,8 @@
 
 from ase_gss.archive import Archive, Record
 from ase_gss.memory import Memory
-from ase_gss.minima import Comparison, MinimaList
+from ase_gss.minima import MinimaList
+from ase_gss.systems import comparison_of
 from ase_gss.trial import Ended
 
 
@@ -18,8 +19,7 @@ class Found:
     """
 
     def __init__(self, archive: Archive) -> None:
-        settings = archive.metadata.get("settings", {})
-        comparison = Comparison.searching(settings.get("mirror_images_are_one", True))
+        comparison = comparison_of(archive.metadata.get("settings", {}))
         self.minima, self.memory = MinimaList(comparison), Memory(comparison)
         self._calls = 0
         self._minimum_of: dict[int, int] = {}

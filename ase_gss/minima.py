@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, inf, isfinite
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import networkx as nx
 import numpy as np
@@ -14,6 +14,9 @@ from scipy.spatial.distance import cdist
 
 from ase_gss.bonds import bonding_graph, environments, graph_key, isomorphic
 from ase_gss.errors import InputError
+
+if TYPE_CHECKING:
+    from ase_gss.crystal_minima import CrystalComparison, CrystalFingerprint
 
 # Relative changes of distances are given as the change of a distance of this length, in Å.
 _REFERENCE_LENGTH = 2.0
@@ -32,6 +35,11 @@ class Fingerprint:
     graph: nx.Graph
     distances: np.ndarray
     handedness: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def ranking_energy(self) -> float:
+        """What minima are ranked by: for molecules the energy."""
+        return self.energy
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ class Comparison:
 @dataclass
 class _Minimum:
     atoms: Atoms
-    fingerprint: Fingerprint
+    fingerprint: "Fingerprint | CrystalFingerprint"
     trial: int
     first_trial: int
     first_call: int
@@ -147,13 +155,14 @@ class MinimaList:
     Parameters
     ----------
     comparison
-        When two ends are one minimum.
+        When two ends are one minimum. What it describes them by has an `energy`, a `ranking_energy` and a `key`.
     """
 
-    def __init__(self, comparison: Comparison | None = None) -> None:
+    def __init__(self, comparison: "Comparison | CrystalComparison | None" = None) -> None:
         self.comparison = comparison or Comparison.searching()
         self._minima: list[_Minimum] = []
-        # Indices by bonding graph and energy bin: an end is compared only with minima that can be the same.
+        # Indices by key (bonding graph or formula) and energy bin: an end is compared only with minima that can be the
+        # same.
         self._bins: dict[tuple[str, int], list[int]] = {}
 
     def __len__(self) -> int:
@@ -166,8 +175,8 @@ class MinimaList:
 
     @property
     def energies(self) -> list[float]:
-        """Lowest energy met of each minimum, in eV."""
-        return [minimum.fingerprint.energy for minimum in self._minima]
+        """Lowest energy met of each minimum, as it is ranked by: in eV for molecules, in eV/atom for crystals."""
+        return [minimum.fingerprint.ranking_energy for minimum in self._minima]
 
     def add(
         self, atoms: Atoms, energy: float, trial: int, calls: int, hits: int = 1, first_trial: int | None = None
@@ -177,7 +186,8 @@ class MinimaList:
         Parameters
         ----------
         atoms
-            Relaxed molecule; copied. Forces that its calculator holds for exactly these positions are kept.
+            Relaxed molecule or crystal; copied. Forces and stress that its calculator holds for exactly these
+            positions are kept.
         energy
             Its potential energy in eV.
         trial
@@ -208,7 +218,7 @@ class MinimaList:
             return index, True
         minimum = self._minima[index]
         minimum.hits += hits
-        if energy < minimum.fingerprint.energy:
+        if new.ranking_energy < minimum.fingerprint.ranking_energy:
             self._bins[self._bin(minimum.fingerprint)].remove(index)
             self._bins.setdefault(self._bin(new), []).append(index)
             minimum.atoms, minimum.fingerprint, minimum.trial = _frozen(atoms, energy), new, trial
@@ -221,20 +231,22 @@ class MinimaList:
     def ranked(self) -> list[Atoms]:
         """Return copies of all representatives, lowest energy first.
 
-        Each has its energy and, where known, its forces, and `info` has `hits`, `first_trial`, `first_call` (force
-        calls of the whole search when the minimum was first met) and `trial` (of the representative).
+        Each has its energy and, where known, its forces and stress, and `info` has `hits`, `first_trial`, `first_call`
+        (force calls of the whole search when the minimum was first met), `trial` (of the representative) and
+        `ranking_energy` (as in `energies`).
         """
         result = []
-        for minimum in sorted(self._minima, key=lambda minimum: minimum.fingerprint.energy):
+        for minimum in sorted(self._minima, key=lambda minimum: minimum.fingerprint.ranking_energy):
             atoms = _frozen(minimum.atoms, minimum.fingerprint.energy)
             atoms.info.update({name: getattr(minimum, name) for name in ("hits", "first_trial", "first_call", "trial")})
+            atoms.info["ranking_energy"] = minimum.fingerprint.ranking_energy
             result.append(atoms)
         return result
 
-    def _bin(self, fingerprint: Fingerprint) -> tuple[str, int]:
-        return fingerprint.key, floor(fingerprint.energy / self.comparison.energy_tolerance)
+    def _bin(self, fingerprint: "Fingerprint | CrystalFingerprint") -> tuple[str, int]:
+        return fingerprint.key, floor(fingerprint.ranking_energy / self.comparison.energy_tolerance)
 
-    def _candidates(self, fingerprint: Fingerprint) -> list[int]:
+    def _candidates(self, fingerprint: "Fingerprint | CrystalFingerprint") -> list[int]:
         key, center = self._bin(fingerprint)
         return [k for number in (center - 1, center, center + 1) for k in self._bins.get((key, number), [])]
 
@@ -298,11 +310,11 @@ def _rms(values: np.ndarray) -> float:
 
 
 def _frozen(atoms: Atoms, energy: float) -> Atoms:
-    """Copy with the energy and the forces, without the calculator that computed them."""
+    """Copy with the energy, the forces and the stress, without the calculator that computed them."""
     copy = atoms.copy()
-    forces = None
+    known = {}
     # Results of other positions do not count, and nothing is computed here.
     if atoms.calc is not None and not atoms.calc.check_state(atoms):
-        forces = atoms.calc.results.get("forces")
-    copy.calc = SinglePointCalculator(copy, energy=float(energy), forces=forces)
+        known = {name: atoms.calc.results[name] for name in ("forces", "stress") if name in atoms.calc.results}
+    copy.calc = SinglePointCalculator(copy, energy=float(energy), **known)
     return copy

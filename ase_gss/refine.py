@@ -4,10 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 from ase_gss.archive import Archive, Refined
-from ase_gss.bonds import is_connected
 from ase_gss.forces import CountedCalculator
-from ase_gss.minima import Comparison, MinimaList
-from ase_gss.relax import Relaxation, hand_off
+from ase_gss.minima import MinimaList
+from ase_gss.relax import Relaxation
+from ase_gss.systems import System, comparison_of
 from ase_gss.trial import Ended
 from ase_gss.verify import verify_minimum
 
@@ -15,10 +15,10 @@ from ase_gss.verify import verify_minimum
 def refine(
     minima: MinimaList,
     archive: Archive,
+    system: System,
     new_calculator: Callable[[], CountedCalculator],
     fmax: float = 0.005,
     max_steps: int = 300,
-    fragments: bool = False,
     verify: bool = False,
 ) -> None:
     """Relax the representative of every minimum to `fmax` and write it to the archive.
@@ -32,18 +32,18 @@ def refine(
         As found while searching.
     archive : Archive
         Gets the refined structures and what they have cost.
+    system : System
+        What was searched.
     new_calculator : callable
         Makes the physical calculator.
     fmax : float
         eV/Å.
     max_steps : int
         Optimizer steps for each.
-    fragments : bool
-        Keep ends that are not in one piece.
     verify : bool
-        Check each for imaginary modes; a saddle point is pushed off along its mode and relaxed again.
+        Check each for imaginary modes; a saddle point is pushed off along its mode and relaxed again. For molecules.
     """
-    relax = partial(hand_off, fmax=fmax, max_steps=max_steps)
+    relax = partial(system.relax, refining=True, fmax=fmax, max_steps=max_steps)
     for atoms in minima.ranked():
         number = atoms.info["trial"]
         earlier = archive.refined.get(number)
@@ -60,8 +60,8 @@ def refine(
             outcome, reason = verification.relaxation or outcome, verification.reason
             if reason:
                 ended = _judge(outcome) if not outcome.converged else Ended.SADDLE
-        if ended is Ended.MINIMUM and not fragments and not is_connected(end):
-            ended, reason = Ended.FRAGMENTS, "not in one piece"
+        if ended is Ended.MINIMUM and (rejected := system.rejects(end)):
+            ended, reason = rejected
         spent = refinement_calls, calculator.calls - refinement_calls
         archive.append_refined(Refined(number, outcome.frozen(end), ended, reason, fmax, verify, *spent))
 
@@ -78,8 +78,7 @@ def refined_minima(minima: MinimaList, archive: Archive) -> MinimaList:
         return minima
     representatives = sorted(minima.ranked(), key=lambda atoms: atoms.info["first_call"])
     complete = all(atoms.info["trial"] in archive.refined for atoms in representatives)
-    settings = Comparison.refined if complete else Comparison.searching
-    merged = MinimaList(settings(minima.comparison.mirror_images_are_one))
+    merged = MinimaList(comparison_of(archive.metadata.get("settings", {}), refined=complete))
     for atoms in representatives:
         refined = archive.refined.get(atoms.info["trial"])
         if refined is None or refined.ended is Ended.MINIMUM:

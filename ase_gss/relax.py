@@ -1,4 +1,4 @@
-"""The hand-off: from a sampled structure to a relaxed one, with any ASE optimizer."""
+"""The hand-off: from a sampled structure to a relaxed one, its cell included, with any ASE optimizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,14 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.filters import Filter
+from ase.filters import Filter, FrechetCellFilter
 from ase.optimize.optimize import Optimizer
+from ase.units import GPa
 
 from ase_gss.bonds import bonding_graph
+from ase_gss.cell import cell_out_of_bounds
 from ase_gss.errors import InputError
-from ase_gss.forces import CalculatorFailure, CountedCalculator
+from ase_gss.forces import CalculatorFailure, CountedCalculator, check_stress
 from ase_gss.model_bfgs import ModelBFGS, bare_atoms
 
 #: The optimizer with the fewest force calls to a molecule's minimum.
@@ -29,7 +31,8 @@ class Relaxation:
     Attributes
     ----------
     converged : bool
-        Whether the forces at the atoms' positions are below fmax.
+        Whether the forces at the atoms' positions are below fmax, and where the cell was relaxed, the stress is within
+        its tolerance of the pressure.
     reason : str
         Why it is not converged, in words; empty where it is.
     steps : int
@@ -39,10 +42,15 @@ class Relaxation:
     forces : ndarray, shape (N, 3), or None
         Forces (eV/Å) there as the calculator gives them, those on fixed atoms included.
     fmax : float or None
-        Largest force (eV/Å) there that the optimizer has to bring down: constraints applied, and for a filter the
-        forces on the cell included.
+        Largest force (eV/Å) there that the optimizer has to bring down: constraints applied, and for a filter of the
+        caller's the forces on the cell included.
     failed : bool
         Whether it was the calculator that ended the relaxation.
+    stress : ndarray, shape (6,), or None
+        Stress (eV/Å3; Voigt order xx, yy, zz, yz, xz, xy; negative under compression) there as the calculator gives
+        it. None where the cell was not relaxed.
+    enthalpy : float or None
+        Energy plus pressure times volume (eV); None where the cell was not relaxed.
     """
 
     converged: bool
@@ -52,12 +60,14 @@ class Relaxation:
     forces: np.ndarray | None = None
     fmax: float | None = None
     failed: bool = False
+    stress: np.ndarray | None = None
+    enthalpy: float | None = None
 
     def frozen(self, atoms: Atoms) -> Atoms:
-        """Copy of the relaxed atoms that carries this energy and these forces instead of a calculator."""
+        """Copy of the relaxed atoms that carries this energy, these forces and this stress instead of a calculator."""
         copy = atoms.copy()
         if self.energy is not None:
-            copy.calc = SinglePointCalculator(copy, energy=self.energy, forces=self.forces)
+            copy.calc = SinglePointCalculator(copy, energy=self.energy, forces=self.forces, stress=self.stress)
         return copy
 
 
@@ -70,9 +80,11 @@ def hand_off(
     logfile: IO | str | None = None,
     give_up: Callable[[Atoms], str | None] | None = None,
     give_up_interval: int = 2,
+    pressure: float | None = None,
+    stress_tolerance: float = 0.1 * GPa,
     **optimizer_keywords: Any,
 ) -> Relaxation:
-    """Relax atoms in place with their own calculator.
+    """Relax atoms in place with their own calculator, and with a `pressure` the cell of a crystal, too.
 
     Nothing that the calculator or the optimizer does on the way raises: it ends the relaxation, and `reason` says
     what it was. The atoms are then left at the last positions for which the calculator has given finite numbers.
@@ -94,26 +106,43 @@ def hand_off(
         and is its reason; None lets it go on. See `fallen_apart`.
     give_up_interval : int
         Optimizer steps.
+    pressure : float, optional
+        Relax the cell against this pressure, eV/Å3 (`ase.units.GPa` is one GPa). None leaves the cell as it is.
+    stress_tolerance : float
+        With a pressure: converged when besides the forces every component of stress + pressure is smaller, eV/Å3.
     **optimizer_keywords
         For the optimizer, ``maxstep=0.1`` for example.
 
     Raises
     ------
     InputError
-        For an unknown optimizer or keyword, or atoms without a calculator.
+        For an unknown optimizer or keyword, atoms without a calculator, or a cell that cannot be relaxed.
     """
-    bare = bare_atoms(atoms)
+    bare, moving_cell = bare_atoms(atoms), pressure is not None
     if bare.calc is None:
         raise InputError("There is nothing to relax with: attach a calculator to the atoms.")
+    if moving_cell:
+        _check_cell(atoms, pressure, stress_tolerance)
+        if reason := cell_out_of_bounds(bare):
+            return Relaxation(False, reason, 0)
+        atoms = FrechetCellFilter(bare, scalar_pressure=pressure)
     if not (fmax > 0 and max_steps >= 0 and give_up_interval >= 1):
         raise InputError("A relaxation needs a positive fmax, no negative max_steps and a positive give_up_interval.")
     make, own, reason, failed = optimizer_class(optimizer), bare.calc, "", False
-    bare.calc = watch = _Watch(own if isinstance(own, CountedCalculator) else CountedCalculator(own))
+    bare.calc = watch = _Watch(own if isinstance(own, CountedCalculator) else CountedCalculator(own), moving_cell)
+
+    def cell_converged(gradient: np.ndarray | None = None) -> bool:
+        """Whether forces and stress are those of a minimum; the filter's own gradient is another, volume × stress."""
+        excess = bare.get_stress() + pressure * np.array([1, 1, 1, 0, 0, 0])
+        return _largest(bare.get_forces()) < fmax and np.max(np.abs(excess)) < stress_tolerance
+
     try:
         try:
             dynamics = make(atoms, logfile=logfile, trajectory=trajectory, **optimizer_keywords)
         except TypeError as error:
             raise InputError(f"The optimizer {make.__name__} cannot be made so: {error}.") from error
+        if moving_cell:
+            dynamics.gradient_converged = cell_converged
         if give_up is not None:
             dynamics.attach(_ask, give_up_interval, give_up, bare, dynamics)
         try:
@@ -132,11 +161,19 @@ def hand_off(
             return Relaxation(False, reason, steps, failed=failed)
         watch.rewind(bare)
         optimizable = atoms.__ase_optimizable__()
-        gradient = optimizable.get_gradient()
-        if not reason and not optimizable.converged(gradient, fmax):
+        if moving_cell:
+            largest, converged = _largest(bare.get_forces()), cell_converged()
+        else:
+            gradient = optimizable.get_gradient()
+            largest, converged = float(optimizable.gradient_norm(gradient)), optimizable.converged(gradient, fmax)
+        if not reason and not converged:
             reason = f"not converged after {steps} steps"
         energy, forces = float(watch.results["energy"]), np.array(watch.results["forces"])
-        return Relaxation(not reason, reason, steps, energy, forces, float(optimizable.gradient_norm(gradient)), failed)
+        outcome = Relaxation(not reason, reason, steps, energy, forces, largest, failed)
+        if moving_cell:
+            outcome.stress = bare.get_stress(apply_constraint=False)
+            outcome.enthalpy = energy + pressure * bare.get_volume()
+        return outcome
     finally:
         bare.calc = own
 
@@ -166,6 +203,21 @@ def fallen_apart(atoms: Atoms, scale: float = 1.5) -> str | None:
     return None if nx.is_connected(bonding_graph(atoms, scale)) else "fallen apart"
 
 
+def _largest(vectors: np.ndarray) -> float:
+    """Length of the longest of these vectors (N, 3)."""
+    return float(np.max(np.linalg.norm(vectors, axis=1)))
+
+
+def _check_cell(atoms: Atoms | Filter, pressure: float, stress_tolerance: float) -> None:
+    if isinstance(atoms, Filter):
+        raise InputError("With a pressure the hand-off makes the filter itself: give it the atoms without one.")
+    if not atoms.pbc.all():
+        raise InputError("Only the cell of a crystal can be relaxed: set atoms.pbc = True, or leave out the pressure.")
+    if not (np.isfinite(pressure) and stress_tolerance > 0):
+        raise InputError("Relaxing a cell needs a finite pressure and a positive stress_tolerance, both in eV/Å3.")
+    check_stress(atoms.calc)
+
+
 class _Ended(Exception):
     """The relaxation ends for this reason."""
 
@@ -178,9 +230,9 @@ def _ask(give_up: Callable[[Atoms], str | None], atoms: Atoms, dynamics: Optimiz
 class _Watch(Calculator):
     """Passes on to a counted calculator, and remembers the last structure that it had finite numbers for."""
 
-    def __init__(self, counted: CountedCalculator) -> None:
+    def __init__(self, counted: CountedCalculator, moving_cell: bool = False) -> None:
         super().__init__()
-        self.counted = counted
+        self.counted, self.moving_cell = counted, moving_cell
         self.implemented_properties = counted.implemented_properties
         self.last: Atoms | None = None
         self.last_results: dict[str, Any] = {}
@@ -190,7 +242,11 @@ class _Watch(Calculator):
         super().calculate(atoms, properties, system_changes)
         if not (np.all(np.isfinite(self.atoms.positions)) and np.all(np.isfinite(self.atoms.cell.array))):
             raise _Ended("the positions are not finite")
-        for name in dict.fromkeys(["energy", "forces", *(properties or [])]):
+        if self.moving_cell and (reason := cell_out_of_bounds(self.atoms)):
+            raise _Ended(reason)
+        # The stress first: it brings energy and forces with it, and they may not bring the stress.
+        first = ["stress"] if self.moving_cell else []
+        for name in dict.fromkeys([*first, "energy", "forces", *(properties or [])]):
             self.counted.get_property(name, self.atoms)
         self.results = dict(self.counted.results)
         self.last, self.last_results = self.atoms, self.results

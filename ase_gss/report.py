@@ -6,14 +6,16 @@ from typing import Any
 from ase import Atoms
 
 from ase_gss.archive import Archive
+from ase_gss.composition import formula_of
+from ase_gss.crystal_minima import space_group
 from ase_gss.found import Found
 from ase_gss.line_formula import line_formula
 from ase_gss.minima import MinimaList, chance_next_is_new, chao1
 from ase_gss.refine import refined_minima
 from ase_gss.trial import Ended
 
-#: Energies (eV) above the lowest within which minima are counted.
-WINDOWS = (1, 2, 3, 5)
+#: Energies above the lowest within which minima are counted: eV for molecules, eV/atom for periodic structures.
+WINDOWS, CRYSTAL_WINDOWS = (1, 2, 3, 5), (0.05, 0.1, 0.3)
 #: Hits below which nothing is said about completeness.
 ENOUGH_HITS = 30
 
@@ -32,15 +34,17 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
         formula, trials, converged, failed (neither converged nor recognised), `ended` (how many trials ended how),
         force_calls, score_calls, refinement_calls, verification_calls, minima, refined, verified,
         dropped_by_refinement, lowest_energy (eV, None before the first), minima_within (by window in eV), hits,
-        chance_next_is_new, reachable_at_least, and the settings.
+        chance_next_is_new, reachable_at_least, and the settings. Of periodic structures energies are enthalpies in
+        eV/atom.
     """
+    settings = archive.metadata.get("settings", {})
     minima = minima_of(archive) if minima is None else minima
     ended = Counter(str(record.ended) for record in archive.records)
     converged = sum(record.converged for record in archive.records)
     energies = minima.energies
     lowest = min(energies, default=None)
     return {
-        "formula": archive.metadata.get("settings", {}).get("formula"),
+        "formula": settings.get("formula"),
         "trials": archive.totals["trials"],
         "converged": converged,
         "failed": archive.totals["trials"] - converged - ended[str(Ended.KNOWN)],
@@ -54,16 +58,23 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
         "verified": sum(refined.verified for refined in archive.refined.values()),
         "dropped_by_refinement": sum(refined.ended is not Ended.MINIMUM for refined in archive.refined.values()),
         "lowest_energy": lowest,
-        "minima_within": {str(w): sum(e - lowest <= w for e in energies) for w in WINDOWS},
+        "minima_within": {str(w): sum(e - lowest <= w for e in energies) for w in _windows(settings)},
         "hits": sum(minima.hits),
         "chance_next_is_new": chance_next_is_new(minima.hits),
         "reachable_at_least": chao1(minima.hits),
-        "settings": archive.metadata.get("settings", {}),
+        "settings": settings,
     }
 
 
+def _windows(settings: dict[str, Any]) -> tuple[float, ...]:
+    return CRYSTAL_WINDOWS if settings.get("periodic") else WINDOWS
+
+
 def ranking_table(minima: list[Atoms], top: int | None = 20) -> str:
-    """The minima as a table: rank, energy above the lowest (eV), energy (eV), hits, first call, first trial.
+    """The minima as a table.
+
+    Of molecules rank, energy above the lowest (eV), energy (eV), hits, first call, first trial, line formula. Of
+    periodic structures the energies are enthalpies in eV/atom, and volume (Å3/atom) and space group are added.
 
     Parameters
     ----------
@@ -74,25 +85,48 @@ def ranking_table(minima: list[Atoms], top: int | None = 20) -> str:
     """
     if not minima:
         return "No minimum has been found."
+    rows = (_crystal_rows if minima[0].pbc.any() else _molecule_rows)(minima[:top])
+    if top is not None and len(minima) > top:
+        rows.append(f"... and {len(minima) - top} more")
+    return "\n".join(rows)
+
+
+def _molecule_rows(minima: list[Atoms]) -> list[str]:
     lowest = minima[0].get_potential_energy()
     lines = [
         f"{'rank':>4}  {'dE/eV':>8}  {'energy/eV':>13}  {'hits':>5}  {'first call':>10}  {'first trial':>11}  molecule"
     ]
-    for rank, atoms in enumerate(minima[:top], start=1):
+    for rank, atoms in enumerate(minima, start=1):
         energy, info = atoms.get_potential_energy(), atoms.info
         lines.append(
             f"{rank:4d}  {energy - lowest:8.4f}  {energy:13.4f}  {info['hits']:5d}  {info['first_call']:10d}  "
             f"{info['first_trial']:11d}  {line_formula(atoms)}"
         )
-    if top is not None and len(minima) > top:
-        lines.append(f"... and {len(minima) - top} more")
-    return "\n".join(lines)
+    return lines
+
+
+def _crystal_rows(minima: list[Atoms]) -> list[str]:
+    lowest = minima[0].info["ranking_energy"]
+    lines = [
+        f"{'rank':>4}  {'dH/eV/atom':>10}  {'H/eV/atom':>10}  {'V/Å3/atom':>9}  {'hits':>5}  {'first call':>10}  "
+        f"{'first trial':>11}  {'formula':<10}  space group"
+    ]
+    for rank, atoms in enumerate(minima, start=1):
+        info, volume = atoms.info, atoms.get_volume() / len(atoms)
+        enthalpy = info["ranking_energy"]
+        lines.append(
+            f"{rank:4d}  {enthalpy - lowest:10.4f}  {enthalpy:10.4f}  {volume:9.3f}  {info['hits']:5d}  "
+            f"{info['first_call']:10d}  {info['first_trial']:11d}  {formula_of(atoms.numbers):<10}  "
+            f"{space_group(atoms)[0]}"
+        )
+    return lines
 
 
 def summary_text(facts: dict[str, Any]) -> str:
     """`summary` in sentences."""
     ended = ", ".join(f"{count} {how}" for how, count in facts["ended"].items())
-    within = ", ".join(f"{count} within {window} eV" for window, count in facts["minima_within"].items())
+    unit = "eV/atom" if facts["settings"].get("periodic") else "eV"
+    within = ", ".join(f"{count} within {window} {unit}" for window, count in facts["minima_within"].items())
     text = [
         f"{facts['formula']}: {facts['trials']} trials ({ended}), "
         f"{facts['force_calls']} force calls, {facts['score_calls']} score calls.",

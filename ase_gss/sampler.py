@@ -2,10 +2,13 @@
 
     x' = x + w_s · drift · score(x, sigma) + w_n · noise · xi + w_f · gain · F(y)
 
-Everything else in this package that moves a structure before the optimizer does it through `step`.
+Of a crystal x is the positions and the strain of the cell, each with its own drift, noise and gain; the strain's force
+is minus the derivative of the enthalpy. Everything else in this package that moves a structure before the optimizer
+does it through `step`.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +29,10 @@ class Batch:
         Structure of each atom, ascending from 0 without gaps.
     keep_centre : ndarray of bool, shape (S,)
         Structures whose centre of mass stays put.
+    cells : ndarray, shape (S, 3, 3), or None
+        Lattice vectors as rows, Å; None for molecules.
+    free_cell : ndarray of bool, shape (S,), or None
+        Cells that move.
     """
 
     positions: np.ndarray
@@ -33,6 +40,8 @@ class Batch:
     free: np.ndarray
     structure: np.ndarray
     keep_centre: np.ndarray
+    cells: np.ndarray | None = None
+    free_cell: np.ndarray | None = None
 
 
 @dataclass
@@ -49,6 +58,8 @@ class Coefficients:
         Weights of the coupling. A term with weight 0 is left out, whatever its value (0·NaN is NaN).
     max_step : ndarray
         Largest displacement of an atom by the force, Å.
+    sigma_cell, drift_cell, noise_cell, gain_cell, max_strain : ndarray or None
+        The same for the strain of the cells: without unit, the gain in 1/eV.
     """
 
     sigma: np.ndarray
@@ -59,24 +70,83 @@ class Coefficients:
     w_noise: np.ndarray
     w_force: np.ndarray
     max_step: np.ndarray
+    sigma_cell: np.ndarray | None = None
+    drift_cell: np.ndarray | None = None
+    noise_cell: np.ndarray | None = None
+    gain_cell: np.ndarray | None = None
+    max_strain: np.ndarray | None = None
 
 
-def _largest(vectors: np.ndarray, structure: np.ndarray, n_structures: int) -> np.ndarray:
-    """Length (S,) of the longest of the vectors (A, 3) of each structure."""
-    largest = np.zeros(n_structures)
-    np.maximum.at(largest, structure, np.linalg.norm(vectors, axis=1))
-    return largest
+class Field(NamedTuple):
+    """Score, noise or force: vectors of the atoms, and symmetric matrices of the cells.
+
+    Attributes
+    ----------
+    atoms : ndarray, shape (A, 3)
+        Score (1/Å), standard normal noise, or force (eV/Å).
+    strain : ndarray, shape (S, 3, 3), or None
+        Score (no unit), noise of variance 1 on the diagonal and 1/2 off it, or minus the derivative of the enthalpy
+        by the strain (eV); None for molecules.
+    """
+
+    atoms: np.ndarray
+    strain: np.ndarray | None = None
 
 
-def force_points(batch: Batch, score: np.ndarray, xi: np.ndarray, c: Coefficients, point: np.ndarray) -> np.ndarray:
+class Moved(NamedTuple):
+    """Where a step has led.
+
+    Attributes
+    ----------
+    positions : ndarray, shape (A, 3)
+        Å.
+    cells : ndarray, shape (S, 3, 3), or None
+        Lattice vectors as rows, Å.
+    capped : ndarray of bool, shape (S,)
+        Structures whose move by the force was shortened as a whole, its direction kept.
+    """
+
+    positions: np.ndarray
+    cells: np.ndarray | None
+    capped: np.ndarray
+
+
+def exponential(strain: np.ndarray) -> np.ndarray:
+    """Matrix exponential of symmetric matrices (S, 3, 3)."""
+    values, vectors = np.linalg.eigh(strain)
+    return (vectors * np.exp(values)[:, None, :]) @ vectors.transpose(0, 2, 1)
+
+
+def _deformed(batch: Batch, positions: np.ndarray, strain: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Positions and cells after a strain (S, 3, 3) of the cells that move; the atoms go along."""
+    if strain is None:
+        return positions, batch.cells
+    deformation = exponential(np.where(batch.free_cell[:, None, None], strain, 0.0))
+    # What does not move stays as it is to the last bit: context is compared with what it was.
+    moved = np.einsum("ai,aij->aj", positions, deformation[batch.structure])
+    moves = batch.free_cell[batch.structure, None]
+    return np.where(moves, moved, positions), np.where(
+        batch.free_cell[:, None, None], batch.cells @ deformation, batch.cells
+    )
+
+
+def _term(weight: np.ndarray, factor: np.ndarray, values: np.ndarray, owner: np.ndarray | slice) -> np.ndarray:
+    """Weight · factor · values, and 0 where the weight is; `owner` gives the structure of each row of values."""
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    return np.where((weight != 0)[owner].reshape(shape), (weight * factor)[owner].reshape(shape) * values, 0.0)
+
+
+def force_points(
+    batch: Batch, score: Field, xi: Field, c: Coefficients, point: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Where the physical force is taken.
 
     Parameters
     ----------
     batch : Batch
         The structures x.
-    score, xi : ndarray, shape (A, 3)
-        Score in 1/Å; standard normal noise.
+    score, xi : Field
+        Score and noise.
     c : Coefficients
         Numbers of this step.
     point : ndarray of str, shape (S,)
@@ -84,48 +154,59 @@ def force_points(batch: Batch, score: np.ndarray, xi: np.ndarray, c: Coefficient
 
     Returns
     -------
-    ndarray, shape (A, 3)
+    positions : ndarray, shape (A, 3)
         y in Å.
+    cells : ndarray, shape (S, 3, 3), or None
+        Its lattice vectors, Å.
     """
-    along_score = np.select([point == "x_diff", point == "x0"], [c.drift, c.sigma**2], 0.0)[batch.structure, None]
-    along_noise = np.where(point == "x_diff", c.noise, 0.0)[batch.structure, None]
-    moved = np.where(along_score > 0, along_score * score, 0.0) + np.where(along_noise > 0, along_noise * xi, 0.0)
-    return batch.positions + moved * batch.free[:, None]
+    proposed, clean = (point == "x_diff").astype(float), (point == "x0").astype(float)
+    along_score = proposed + clean
+
+    def moved(
+        drift: np.ndarray, noise: np.ndarray, sigma: np.ndarray, s: np.ndarray, n: np.ndarray, owner
+    ) -> np.ndarray:
+        return _term(along_score, proposed * drift + clean * sigma**2, s, owner) + _term(proposed, noise, n, owner)
+
+    move = moved(c.drift, c.noise, c.sigma, score.atoms, xi.atoms, batch.structure) * batch.free[:, None]
+    if batch.cells is None:
+        return batch.positions + move, None
+    strain = moved(c.drift_cell, c.noise_cell, c.sigma_cell, score.strain, xi.strain, slice(None))
+    return _deformed(batch, batch.positions + move, strain)
 
 
-def step(
-    batch: Batch, score: np.ndarray, xi: np.ndarray, forces: np.ndarray, c: Coefficients
-) -> tuple[np.ndarray, np.ndarray]:
+def step(batch: Batch, score: Field, xi: Field, forces: Field, c: Coefficients) -> Moved:
     """One step of every structure.
 
     Parameters
     ----------
     batch : Batch
         The structures x.
-    score, xi, forces : ndarray, shape (A, 3)
-        Score (1/Å), standard normal noise, physical forces F(y) (eV/Å).
+    score, xi, forces : Field
+        Score, noise and physical forces F(y).
     c : Coefficients
         Numbers of this step.
-
-    Returns
-    -------
-    positions : ndarray, shape (A, 3)
-        x' in Å.
-    capped : ndarray of bool, shape (S,)
-        Structures whose force displacement was shortened as a whole, its direction kept.
     """
-    s = batch.structure
+    s, n_structures = batch.structure, len(c.sigma)
     free = batch.free[:, None]
-    by_score = np.where(free & (c.w_score != 0)[s, None], (c.w_score * c.drift)[s, None] * score, 0.0)
-    by_noise = np.where(free & (c.w_noise != 0)[s, None], (c.w_noise * c.noise)[s, None] * xi, 0.0)
-    by_force = np.where(free & (c.w_force != 0)[s, None], (c.w_force * c.gain)[s, None] * forces, 0.0)
-    longest = _largest(by_force, s, len(c.sigma))
-    capped = longest > c.max_step
-    by_force = by_force * np.where(capped, c.max_step / np.where(capped, longest, 1.0), 1.0)[s, None]
-    move = by_score + by_noise + by_force
+    by_force = np.where(free, _term(c.w_force, c.gain, forces.atoms, s), 0.0)
+    excess = np.zeros(n_structures)
+    np.maximum.at(excess, s, np.linalg.norm(by_force, axis=1))
+    excess /= c.max_step
+    strain = None
+    if batch.cells is not None:
+        strain_by_force = _term(c.w_force, c.gain_cell, forces.strain, slice(None)) * batch.free_cell[:, None, None]
+        excess = np.maximum(excess, np.abs(np.linalg.eigvalsh(strain_by_force)).max(axis=1) / c.max_strain)
+    capped = excess > 1
+    shortened = np.where(capped, 1 / np.where(capped, excess, 1.0), 1.0)
+    by_score, by_noise = _term(c.w_score, c.drift, score.atoms, s), _term(c.w_noise, c.noise, xi.atoms, s)
+    move = np.where(free, by_score + by_noise, 0.0) + by_force * shortened[s, None]
+    if batch.cells is not None:
+        strain = strain_by_force * shortened[:, None, None]
+        strain = strain + _term(c.w_score, c.drift_cell, score.strain, slice(None))
+        strain = strain + _term(c.w_noise, c.noise_cell, xi.strain, slice(None))
     mass = np.bincount(s, batch.masses)
     shift = np.stack([np.bincount(s, batch.masses * move[:, axis]) for axis in range(3)], axis=1) / mass[:, None]
     # Plain descent is left as it is: the forces on a free molecule add up to zero, and x + gain·F is what it promises.
     held = batch.keep_centre & ((c.w_score != 0) | (c.w_noise != 0))
     move = move - np.where(held[:, None], shift, 0.0)[s]
-    return batch.positions + move, capped
+    return Moved(*_deformed(batch, batch.positions + move, strain), capped)

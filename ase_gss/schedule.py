@@ -35,6 +35,15 @@ class NoiseSchedule(Protocol):
     def noise(self, k: int) -> float:
         """Standard deviation of the noise that step k adds, Å."""
 
+    def sigma_cell(self, k: int) -> float:
+        """Noise level of a crystal's cell before step k, a strain; with 0 the cell is context."""
+
+    def drift_cell(self, k: int) -> float:
+        """Factor of the cell's score in step k."""
+
+    def noise_cell(self, k: int) -> float:
+        """Standard deviation of the strain that step k adds."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -83,10 +92,26 @@ class Schedule:
         """Standard deviation of the noise that step k adds, Å."""
         return float(self.sigmas[k + 1] / self.sigmas[k] * np.sqrt(self.drift(k)))
 
+    def sigma_cell(self, k: int) -> float:
+        """Noise level of a crystal's cell before step k; see `cell_noise`."""
+        return float(cell_noise(self.sigmas[k]))
+
+    def drift_cell(self, k: int) -> float:
+        """Factor of the cell's score in step k."""
+        return self.sigma_cell(k) ** 2 - self.sigma_cell(k + 1) ** 2
+
+    def noise_cell(self, k: int) -> float:
+        """Standard deviation of the strain that step k adds."""
+        return float(self.sigma_cell(k + 1) / self.sigma_cell(k) * np.sqrt(self.drift_cell(k)))
+
     def starting_at(self, sigma: float) -> "Schedule":
         """The part of this schedule below `sigma` (Å), beginning exactly there."""
         below = int(np.sum((self.sigmas < sigma) & (self.sigmas > 0)))
         return Schedule(sigma, min(self.sigma_min, sigma), below + 1, self.rho)
+
+
+#: For crystals, whose atoms are anywhere in the cell at 3 Å.
+CRYSTAL_SCHEDULE = Schedule(sigma_max=3.0, sigma_min=0.02, n_steps=50, rho=5.0)
 
 
 @dataclass(frozen=True)
@@ -122,3 +147,15 @@ class ConstantNoise:
     def noise(self, k: int) -> float:
         """Standard deviation of the noise that step k adds, Å."""
         return float(np.sqrt(2 * self.step))
+
+    def sigma_cell(self, k: int) -> float:
+        """0: the cell is context."""
+        return 0.0
+
+    def drift_cell(self, k: int) -> float:
+        """0: the score does not move the cell."""
+        return 0.0
+
+    def noise_cell(self, k: int) -> float:
+        """0: no noise moves the cell."""
+        return 0.0

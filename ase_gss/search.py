@@ -11,20 +11,19 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from ase_gss.archive import Archive
-from ase_gss.bonds import is_connected
-from ase_gss.calculators import calculator_source
-from ase_gss.composition import formula_of, parse_formula, same_composition, spin_multiplicity
-from ase_gss.coupling import Coupling, get_coupling
+from ase_gss.calculators import calculator_source, check_elements
+from ase_gss.composition import parse_formula, same_composition, spin_multiplicity
+from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError
-from ase_gss.forces import CalculatorFactory, CalculatorFailure, energy_and_forces
+from ase_gss.forces import CalculatorFactory
 from ase_gss.found import Found
 from ase_gss.minima import MinimaList
 from ase_gss.refine import refine, refined_minima
-from ase_gss.relax import DEFAULT_OPTIMIZER, fallen_apart, hand_off, optimizer_class
+from ase_gss.relax import optimizer_class
+from ase_gss.sampling import sample
 from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
-from ase_gss.starts import random_molecule
+from ase_gss.systems import Crystal, Molecule, Surface, System
 from ase_gss.trial import Ended, Need, Trial
-from ase_gss.walk import Walk, complete, free_atoms, propose
 
 #: So many trials ended by the calculator one after the other mean that the set-up is wrong.
 MAX_FAILURES = 20
@@ -54,19 +53,34 @@ class GenerativeRSS:
         "gfn2" and its like (see `ase_gss.calculators.CALCULATORS`), "module:factory", a function without arguments that
         makes a calculator (called once), or a calculator.
     score : str, path, Score or callable
-        As for `GSSDynamics`. Not used by "rss".
+        As for `GSSDynamics`; by default "molecules", for a periodic search "crystals". Not used by "rss".
     coupling : str or Coupling
-        As for `GSSDynamics`, or "rss": random starts go to the optimizer without any sampling.
+        As for `GSSDynamics`, or "rss": random starts go to the optimizer without any sampling. By default "hot" for
+        molecules and "diffusion" for crystals.
+    pbc : bool
+        Search for crystals: positions and cell.
+    units : sequence of int
+        Of a crystal: numbers of formula units `composition` that a cell may have; each trial draws one.
+    pressure : float
+        Of a crystal: external pressure, eV/Å3 (10 GPa are ``10 * ase.units.GPa``). The enthalpy is what is minimised.
+    volume : float, optional
+        Of a crystal: volume of one unit at which trials start, Å3; by default what is typical of its elements.
+    symmetry : bool
+        Of a crystal: random starts get a random space group. For "rss" only.
+    template : Atoms, optional
+        Search for places of the atoms `composition` on this slab, in its cell; what is to stay is held by FixAtoms.
+    region : tuple of float, optional
+        Lowest and highest height (Å) at which they start; by default just above the template's highest atom.
     schedule : Schedule, optional
         Noise levels; by default the coupling's own.
     starts : sequence of Atoms, optional
         Structures to start from, taken in turn, instead of random ones.
     sigma_start : float, optional
         Noise (Å) put on each of `starts`; 0.5 by default.
-    optimizer : str or optimizer class
+    optimizer : str or optimizer class, optional
         The hand-off; see :func:`ase_gss.relax.hand_off`.
     fmax : float
-        Largest force (eV/Å) at which a trial counts as relaxed.
+        Largest force (eV/Å) at which a trial counts as relaxed; the stress of a crystal is then within 0.1 GPa.
     max_steps : int
         Optimizer steps at which a trial is given up.
     charge, multiplicity : int
@@ -100,12 +114,19 @@ class GenerativeRSS:
         composition: str | Atoms,
         calculator: str | CalculatorFactory | Calculator,
         *,
-        score: Any = "molecules",
-        coupling: str | Coupling = "hot",
+        score: Any = None,
+        coupling: str | Coupling | None = None,
         schedule: NoiseSchedule | None = None,
+        pbc: bool = False,
+        units: Sequence[int] = (1,),
+        pressure: float = 0.0,
+        volume: float | None = None,
+        symmetry: bool = False,
+        template: Atoms | None = None,
+        region: tuple[float, float] | None = None,
         starts: Sequence[Atoms] | None = None,
         sigma_start: float = 0.5,
-        optimizer: Any = DEFAULT_OPTIMIZER,
+        optimizer: Any = None,
         fmax: float = 0.05,
         max_steps: int = 300,
         charge: int = 0,
@@ -118,39 +139,43 @@ class GenerativeRSS:
         database: str | os.PathLike | None = None,
         seed: int = 0,
     ) -> None:
-        self.numbers = parse_formula(composition) if isinstance(composition, str) else composition.numbers.copy()
-        self.formula = formula_of(self.numbers)
-        self.charge, self.multiplicity = charge, spin_multiplicity(self.numbers, charge, multiplicity)
+        numbers = parse_formula(composition) if isinstance(composition, str) else composition.numbers.copy()
+        if not (pbc or template is not None) and (pressure or volume is not None or symmetry or tuple(units) != (1,)):
+            raise InputError("pressure, volume, symmetry and units are for crystals: set pbc=True (--crystal).")
+        if template is not None and (pressure or volume is not None or symmetry or tuple(units) != (1,)):
+            raise InputError("The cell of a template stays: give no pressure, volume, symmetry or units with it.")
+        if template is not None:
+            self.system: System = Surface(numbers, template.copy(), region)
+        elif pbc:
+            self.system = Crystal(numbers, tuple(units), pressure, volume, symmetry)
+        else:
+            self.system = Molecule(numbers, fragments, mirror_images_are_one)
+        self._settle(calculator, score, coupling, schedule, starts, sigma_start, optimizer, charge, multiplicity)
         if verify not in (None, "hessian"):
             raise InputError(f"verify is None or 'hessian', not {verify!r}.")
+        if verify and self.system.periodic:
+            raise InputError("Vibrations are checked for molecules only: refine without verify.")
         if not (fmax > 0 and max_steps > 0 and sigma_start > 0):
             raise InputError("fmax, max_steps and sigma_start must be positive.")
         if seed < 0:
             raise InputError("The seed must not be negative.")
-        if (charge or multiplicity) and not isinstance(calculator, str):
-            raise InputError(
-                "charge and multiplicity are for calculators given by name: set them in your own calculator."
-            )
-        self.fmax, self.max_steps, self.optimizer = fmax, max_steps, optimizer_class(optimizer)
-        self.fragments, self.recognise, self.seed = fragments, recognise, int(seed)
+        if symmetry and self.schedule.n_steps:
+            raise InputError("Symmetric starts are for coupling='rss': noise and score do not keep a symmetry.")
+        self.fmax, self.max_steps = fmax, max_steps
+        self.recognise, self.seed = recognise, int(seed)
         self.refine, self.verify = refine, verify
-        self.coupling, self.schedule = _sampling(coupling, schedule)
-        self.starts, self.sigma_start = _own_starts(starts, self.numbers), sigma_start
-        self._new_calculator, name = calculator_source(calculator, charge, self.multiplicity)
-        self.score = _load_score(score, self.numbers) if self.schedule.n_steps else None
         self.archive = Archive(database)
         self.archive.open_for(
             {
                 "formula": self.formula,
-                "calculator": name,
+                "calculator": self._calculator_name,
                 "charge": charge,
                 "multiplicity": self.multiplicity,
                 "fmax": fmax,
                 "seed": self.seed,
                 "coupling": "rss" if not self.schedule.n_steps else _describe(self.coupling),
                 "score": str(getattr(self.score, "name", None)),
-                "fragments": fragments,
-                "mirror_images_are_one": mirror_images_are_one,
+                **self.system.settings(),
                 "n_steps": self.schedule.n_steps,
                 "own_starts": 0 if self.starts is None else len(self.starts),
                 "optimizer": self.optimizer.__name__,
@@ -163,6 +188,38 @@ class GenerativeRSS:
         self._failures = 0
         self._written = time.monotonic()
         self.dried_up = False
+
+    def _settle(
+        self,
+        calculator: Any,
+        score: Any,
+        coupling: Any,
+        schedule: NoiseSchedule | None,
+        starts: Sequence[Atoms] | None,
+        sigma_start: float,
+        optimizer: Any,
+        charge: int,
+        multiplicity: int | None,
+    ) -> None:
+        """Check what the search is done with, and take for what is not given what suits the system."""
+        system = self.system
+        self.formula = system.formula
+        if (charge or multiplicity) and (not isinstance(calculator, str) or system.periodic):
+            raise InputError(
+                "charge and multiplicity are for molecules and calculators given by name: set them in your own one."
+            )
+        numbers = self.numbers
+        self.charge = charge
+        self.multiplicity = 1 if system.periodic else spin_multiplicity(numbers, charge, multiplicity)
+        self.coupling, self.schedule = _sampling(coupling or system.coupling, schedule, system.periodic)
+        self.starts, self.sigma_start = _own_starts(starts, system), sigma_start
+        self.optimizer = optimizer_class(optimizer or system.optimizer)
+        check_elements(calculator, system.elements)
+        self._new_calculator, self._calculator_name = calculator_source(calculator, charge, self.multiplicity)
+        system.check_calculator(self._new_calculator())
+        self.score = None
+        if self.schedule.n_steps:
+            self.score = _load_score(score or system.score, system)
 
     @classmethod
     def resumed(cls, database: str | os.PathLike, calculator: Any = None, verify: str | None = None) -> "GenerativeRSS":
@@ -179,14 +236,21 @@ class GenerativeRSS:
         """
         archive = Archive(database, must_exist=True)
         settings = archive.metadata["settings"]
-        keys = ["fmax", "fragments", "mirror_images_are_one", "seed"]
-        if calculator is None or isinstance(calculator, str):
-            keys += ["charge", "multiplicity"]
+        if "template" in settings:
+            raise InputError("A search on a template cannot be refined from its file: go on with it in Python.")
+        keys = ["fmax", "seed"]
+        if settings.get("periodic"):
+            keys += ["units", "pressure", "volume", "symmetry"]
+        else:
+            keys += ["fragments", "mirror_images_are_one"]
+            if calculator is None or isinstance(calculator, str):
+                keys += ["charge", "multiplicity"]
         try:
             search = cls(
                 settings["formula"],
                 settings["calculator"] if calculator is None else calculator,
                 coupling="rss",
+                pbc=bool(settings.get("periodic")),
                 verify=verify,
                 **{key: settings[key] for key in keys},
             )
@@ -201,8 +265,16 @@ class GenerativeRSS:
         return search
 
     @property
+    def numbers(self) -> np.ndarray:
+        """Atomic numbers of one unit of the composition."""
+        return self.system.numbers
+
+    @property
     def energies(self) -> list[float]:
-        """Energy (eV) of each distinct minimum met while searching, in the order of discovery."""
+        """Energy of each distinct minimum met while searching, in the order of discovery.
+
+        In eV; for periodic structures the enthalpy in eV/atom.
+        """
         return self._found.minima.energies
 
     @property
@@ -293,10 +365,10 @@ class GenerativeRSS:
             refine(
                 self._found.minima,
                 self.archive,
+                self.system,
                 self._new_calculator,
                 fmax=fmax,
                 max_steps=max_steps,
-                fragments=self.fragments,
                 verify=self.verify is not None,
             )
         finally:
@@ -328,7 +400,7 @@ class GenerativeRSS:
                 affordable = max(1, int((max_calls - self.force_calls) / expected))
                 self._begun = self._begun[:affordable]
             numbers = numbers[len(self._begun) :]
-            self._sample(self._begun)
+            sample(self._begun, self.system, self.score, self._new_calculator)
             if self.recognise:
                 self._recognise(self._begun)
             for trial in list(self._begun):
@@ -354,41 +426,19 @@ class GenerativeRSS:
 
     def _begin(self, number: int) -> Trial:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
-        from_noise = self.starts is None and self.schedule.n_steps and not isinstance(self.schedule, ConstantNoise)
-        schedule = self.schedule
+        schedule, system = self.schedule, self.system
         if self.starts is not None:
             atoms = self.starts[number % len(self.starts)].copy()
             if hasattr(schedule, "starting_at") and schedule.n_steps:
                 schedule = schedule.starting_at(self.sigma_start)
-        elif from_noise:
-            atoms = Atoms(self.numbers, positions=np.zeros((len(self.numbers), 3)))
-        else:
-            atoms = random_molecule(self.numbers, rng)
-        walk = Walk.from_atoms(atoms, schedule, self.coupling, rng)
-        if self.starts is not None:
+            walk = system.walk_from(atoms, rng, schedule, self.coupling)
             walk.scatter(self.sigma_start)
-        elif from_noise:
-            walk.scatter_from_nothing(schedule.sigma(0))
+        elif schedule.n_steps and not isinstance(schedule, ConstantNoise):
+            atoms, walk = system.walk_from_noise(rng, schedule, self.coupling)
+        else:
+            atoms = system.random_start(rng)
+            walk = system.walk_from(atoms, rng, schedule, self.coupling)
         return Trial(number, atoms, walk)
-
-    def _sample(self, trials: list[Trial]) -> None:
-        """Bring all trials through the sampler, in step with each other."""
-        while ready := [trial for trial in trials if trial.needs is Need.SCORE]:
-            propose([trial.walk for trial in ready], self.score)
-            forces = [self._sampling_force(trial) for trial in ready]
-            going = [(t.walk, f) for t, f in zip(ready, forces, strict=True) if t.ended is None]
-            if going:
-                complete(*zip(*going, strict=True))
-
-    def _sampling_force(self, trial: Trial) -> np.ndarray | None:
-        if trial.walk.point is None:
-            return None
-        trial.force_calls += 1
-        try:
-            return energy_and_forces(trial.atoms, trial.walk.point, self._new_calculator())[1]
-        except CalculatorFailure as failure:
-            trial.end(Ended.CALCULATOR, str(failure))
-            return None
 
     def _recognise(self, trials: list[Trial]) -> None:
         """End the sampled trials that look like known minima; what this generation finds plays no part yet."""
@@ -403,18 +453,17 @@ class GenerativeRSS:
         """Hand the structure to the optimizer and judge its end."""
         atoms = trial.sampled()
         atoms.calc = calculator = self._new_calculator()
-        # Atoms that start at random are often far apart and still come together: there it would cost minima.
-        give_up = None if self.fragments or not trial.walk.k else fallen_apart
-        outcome = hand_off(atoms, self.optimizer, self.fmax, self.max_steps, give_up=give_up)
+        sampled = trial.walk.k > 0
+        outcome = self.system.relax(atoms, sampled, optimizer=self.optimizer, fmax=self.fmax, max_steps=self.max_steps)
         trial.force_calls += calculator.calls
         ended, reason = Ended.MINIMUM, ""
         if outcome.failed:
             ended, reason = Ended.CALCULATOR, outcome.reason
-        elif not self.fragments and not is_connected(atoms):
-            ended, reason = Ended.FRAGMENTS, outcome.reason or "not in one piece"
+        elif rejected := self.system.rejects(atoms):
+            ended, reason = rejected[0], outcome.reason or rejected[1]
         elif not outcome.converged:
             ended, reason = Ended.NOT_CONVERGED, outcome.reason
-        trial.end(ended, reason, outcome.converged, atoms, outcome.energy, outcome.forces)
+        trial.end(ended, reason, outcome.converged, atoms, outcome.energy, outcome.forces, outcome.stress)
 
     def _judge_failure(self, trial: Trial) -> None:
         """Count trials that the calculator has ended, and raise after too many in a row."""
@@ -450,37 +499,36 @@ class GenerativeRSS:
         self.archive.mark_minima({atoms.info["trial"]: rank for rank, atoms in enumerate(self.minima, start=1)})
 
 
-def _sampling(coupling: str | Coupling, schedule: NoiseSchedule | None) -> tuple[Coupling, NoiseSchedule]:
+def _sampling(
+    coupling: str | Coupling, schedule: NoiseSchedule | None, periodic: bool
+) -> tuple[Coupling, NoiseSchedule]:
     if isinstance(coupling, str) and coupling == "rss":
         return get_coupling("diffusion"), Schedule(n_steps=0)
     coupling = get_coupling(coupling)
-    if schedule is None:
-        schedule = coupling.schedule() if hasattr(coupling, "schedule") else Schedule()
-    return coupling, schedule
+    return coupling, default_schedule(coupling, periodic) if schedule is None else schedule
 
 
-def _own_starts(starts: Sequence[Atoms] | None, numbers: np.ndarray) -> list[Atoms] | None:
+def _own_starts(starts: Sequence[Atoms] | None, system: System) -> list[Atoms] | None:
     if starts is None:
         return None
     copies = [atoms.copy() for atoms in starts]
     for atoms in copies:
-        free_atoms(atoms)
-        if atoms.pbc.any():
-            raise InputError("The starts are periodic, and only molecules can be searched: set atoms.pbc = False.")
-    if not copies or not all(same_composition(atoms.numbers, numbers) for atoms in copies):
-        raise InputError(
-            f"Every one of the starts must be a structure of {formula_of(numbers)}, and there must be one."
-        )
+        system.check_start(atoms)
+    allowed = [np.tile(system.numbers, units) for units in getattr(system, "units", (1,))]
+    if not copies or not all(any(same_composition(a.numbers, n) for n in allowed) for a in copies):
+        raise InputError(f"Every one of the starts must be a structure of {system.formula}, and there must be one.")
     return copies
 
 
-def _load_score(score: Any, numbers: np.ndarray) -> Any:
+def _load_score(score: Any, system: System) -> Any:
     from ase_gss.score import load_score  # torch is needed only here
 
-    if callable(score):
-        return score
-    loaded = load_score(score)
-    loaded.check_elements(numbers)
+    loaded = score if callable(score) else load_score(score)
+    if hasattr(loaded, "periodic"):
+        if loaded.periodic != system.periodic:
+            suits = "crystals" if loaded.periodic else "molecules"
+            raise InputError(f"The score {loaded.name!r} is for {suits}: give score={system.score!r}.")
+        loaded.check_elements(system.elements)
     return loaded
 
 

@@ -18,6 +18,7 @@ class Ended(StrEnum):
     KNOWN = "known"
     FRAGMENTS = "fragments"
     SADDLE = "saddle point"
+    CELL = "cell out of bounds"
     CALCULATOR = "calculator failed"
     BUDGET = "out of budget"
 
@@ -81,6 +82,8 @@ class Trial:
     def sampled(self) -> Atoms:
         """The structure as the sampler has left it, without a calculator."""
         atoms = self.atoms.copy()
+        if self.walk.cell is not None:
+            atoms.set_cell(self.walk.cell)
         atoms.set_positions(self.walk.positions, apply_constraint=False)
         return atoms
 
@@ -92,10 +95,14 @@ class Trial:
         atoms: Atoms | None = None,
         energy: float | None = None,
         forces: np.ndarray | None = None,
+        stress: np.ndarray | None = None,
     ) -> None:
-        """Record the end: the structure, its energy (eV) and forces (N, 3) in eV/Å where they are known and finite."""
+        """Record the end, with what is known and finite of it.
+
+        That is the structure, its energy (eV), its forces (N, 3) in eV/Å and its stress (6,) in eV/Å3.
+        """
         self.ended, self.reason, self.converged = ended, reason, converged
         end = self.sampled() if atoms is None else atoms.copy()
         if energy is not None and np.isfinite(energy):
-            end.calc = SinglePointCalculator(end, energy=float(energy), forces=forces)
+            end.calc = SinglePointCalculator(end, energy=float(energy), forces=forces, stress=stress)
         self.atoms = end

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from ase_gss.coupling import Diffusion, Force, Langevin, Mi, Mn
-from ase_gss.sampler import Batch, Coefficients, force_points, step
+from ase_gss.sampler import Batch, Coefficients, Field, force_points, step
 from ase_gss.schedule import ConstantNoise, Schedule
 
 
@@ -37,7 +37,9 @@ def run_langevin(score, force, mix, e, kT=1.0, axes=1, n=4000, steps=1500, seed=
     mask = np.arange(3) < axes
     for _ in range(steps):
         x = batch.positions
-        batch.positions, _ = step(batch, score(x) * mask, rng.normal(size=x.shape) * mask, force(x) * mask, c)
+        noise = rng.normal(size=x.shape)
+        fields = (Field(score(x) * mask), Field(noise * mask), Field(force(x) * mask))
+        batch.positions = step(batch, *fields, c).positions
     return batch.positions[:, :axes]
 
 
@@ -101,8 +103,8 @@ def test_mi_and_mn_cool(name, a, variance):
     for _ in range(800):
         xi = rng.normal(size=(n, 3))
         score = -batch.positions
-        y = force_points(batch, score, xi, c, point)
-        batch.positions, _ = step(batch, score, xi, -y, c)
+        y, _ = force_points(batch, Field(score), Field(xi), c, point)
+        batch.positions = step(batch, Field(score), Field(xi), Field(-y), c).positions
     assert batch.positions.var() == pytest.approx(variance, rel=0.05)
 
 
@@ -112,7 +114,9 @@ def test_force_is_plain_descent():
     batch.positions = rng.normal(size=(5, 3))
     forces = rng.normal(size=(5, 3))
     nan = np.full((5, 3), np.nan)
-    new, capped = step(batch, nan, nan, forces, coefficients(5, Force().weights(0, 1, 0.1), gain=0.07))
+    new, _, capped = step(
+        batch, Field(nan), Field(nan), Field(forces), coefficients(5, Force().weights(0, 1, 0.1), gain=0.07)
+    )
     np.testing.assert_array_equal(new, batch.positions + 0.07 * forces)
     assert not capped.any()
 
@@ -126,7 +130,8 @@ def test_diffusion_is_the_ancestral_sampler():
         xi, s0, s1 = rng.normal(size=(4, 3)), schedule.sigmas[k], schedule.sigmas[k + 1]
         weights = Diffusion().weights(k, 7, s0)
         c = coefficients(4, weights, s0, schedule.drift(k), schedule.noise(k))
-        batch.positions, _ = step(batch, -batch.positions / (1 + s0**2), xi, np.full((4, 3), np.nan), c)
+        fields = (Field(-batch.positions / (1 + s0**2)), Field(xi), Field(np.full((4, 3), np.nan)))
+        batch.positions = step(batch, *fields, c).positions
         for i in range(4):
             x[i] = x[i] + (s0**2 - s1**2) * (-x[i] / (1 + s0**2)) + np.sqrt(s1**2 * (s0**2 - s1**2) / s0**2) * xi[i]
     np.testing.assert_allclose(batch.positions, x, rtol=0, atol=1e-12)
@@ -143,7 +148,8 @@ def test_ancestral_steps_sample_a_gaussian(n_steps, tolerance):
         sigma = schedule.sigma(k)
         c = coefficients(n, (1, 1, 0), sigma, schedule.drift(k), schedule.noise(k))
         score = -batch.positions / (spread**2 + sigma**2)
-        batch.positions, _ = step(batch, score, rng.normal(size=(n, 3)), np.zeros((n, 3)), c)
+        fields = (Field(score), Field(rng.normal(size=(n, 3))), Field(np.zeros((n, 3))))
+        batch.positions = step(batch, *fields, c).positions
     assert batch.positions.std() == pytest.approx(spread, rel=tolerance)
 
 
@@ -151,7 +157,7 @@ def test_force_points():
     batch = particles(3)
     score, xi = np.full((3, 3), 2.0), np.full((3, 3), 1.0)
     c = coefficients(3, (1, 1, 1), sigma=0.5, drift=0.1, noise=0.3)
-    points = force_points(batch, score, xi, c, np.array(["x", "x_diff", "x0"]))
+    points, _ = force_points(batch, Field(score), Field(xi), c, np.array(["x", "x_diff", "x0"]))
     np.testing.assert_allclose(points[:, 0], [0.0, 0.1 * 2 + 0.3, 0.25 * 2])
 
 
@@ -160,7 +166,9 @@ def test_an_overlap_does_not_throw_atoms_away():
     batch.structure, batch.keep_centre = np.array([0, 0]), np.array([False])
     forces = np.array([[1000.0, 0, 0], [-500.0, 0, 0]])
     zero = np.zeros((2, 3))
-    new, capped = step(batch, zero, zero, forces, coefficients(1, (0, 0, 1), gain=0.01, max_step=0.2))
+    new, _, capped = step(
+        batch, Field(zero), Field(zero), Field(forces), coefficients(1, (0, 0, 1), gain=0.01, max_step=0.2)
+    )
     np.testing.assert_allclose(new, [[0.2, 0, 0], [-0.1, 0, 0]])
     assert capped.all()
 
@@ -176,7 +184,7 @@ def test_what_a_step_conserves(seed, hold):
     centred = np.array([hold and free[structure == s].all() for s in range(3)])
     batch = Batch(rng.normal(size=(n, 3)), rng.uniform(1, 20, n), free, structure, centred)
     score, xi, forces = rng.normal(size=(3, n, 3))
-    new, _ = step(batch, score, xi, forces, coefficients(3, (0.5, 1, 1)))
+    new = step(batch, Field(score), Field(xi), Field(forces), coefficients(3, (0.5, 1, 1))).positions
     np.testing.assert_array_equal(new[~free], batch.positions[~free])
     for s in np.flatnonzero(centred):
         part = structure == s
@@ -185,7 +193,8 @@ def test_what_a_step_conserves(seed, hold):
     for s in range(3):  # a structure does not notice what else is in the batch
         part = structure == s
         one = Batch(batch.positions[part], batch.masses[part], free[part], np.zeros(part.sum(), int), centred[[s]])
-        alone.append(step(one, score[part], xi[part], forces[part], coefficients(1, (0.5, 1, 1)))[0])
+        fields = (Field(score[part]), Field(xi[part]), Field(forces[part]))
+        alone.append(step(one, *fields, coefficients(1, (0.5, 1, 1))).positions)
     np.testing.assert_allclose(new, np.concatenate(alone), rtol=0, atol=1e-14)
 
 
@@ -193,7 +202,7 @@ def test_nan_without_weight_does_not_enter():
     batch = particles(2)
     nan = np.full((2, 3), np.nan)
     for weights, arguments in (((0, 1, 1), (nan, *np.ones((2, 2, 3)))), ((1, 1, 0), (*np.ones((2, 2, 3)), nan))):
-        new, _ = step(batch, *arguments, coefficients(2, weights))
+        new = step(batch, *map(Field, arguments), coefficients(2, weights)).positions
         assert np.isfinite(new).all()
 
 

@@ -3,21 +3,25 @@
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
 
+from ase_gss.errors import InputError
+from ase_gss.schedule import cell_noise
 from ase_gss.score.model import Score, load_score
 from ase_gss.walk import free_atoms
 
 
 class ScoreCalculator(Calculator):
-    """Pseudo-forces kT·score at a given noise level.
+    """Pseudo-forces kT·score at a given noise level, and for crystals the pseudo-stress -kT·score / volume.
 
-    The score is no gradient of an energy that we know: `energy` is 0.0 throughout, so that ASE's optimizers accept the
-    calculator; only those that need no energy (FIRE, BFGS, ...) make sense.
+    The stress is that of the score of the strain, with ASE's sign, so that cell filters work. The score is no gradient
+    of an energy that we know: `energy` is 0.0 throughout, so that ASE's optimizers accept the calculator; only those
+    that need no energy (FIRE, BFGS, ...) make sense.
 
     Parameters
     ----------
     score : Score or str
-        A score, or what `load_score` takes.
+        A score, or what `load_score` takes. One of crystals is for periodic atoms.
     sigma : float
         Noise level, Å.
     temperature_K : float
@@ -29,13 +33,24 @@ class ScoreCalculator(Calculator):
     def __init__(self, score: Score | str = "molecules", sigma: float = 0.05, temperature_K: float = 300.0) -> None:
         super().__init__()
         self.score = load_score(score)
+        if self.score.periodic:
+            self.implemented_properties = [*self.implemented_properties, "stress"]
         self.parameters.update(sigma=sigma, temperature_K=temperature_K)
 
     def calculate(self, atoms: Atoms | None = None, properties=None, system_changes=all_changes) -> None:
-        """Pseudo-forces (N, 3) in eV/Å; fixed atoms are context and have none."""
+        """Pseudo-forces (N, 3) in eV/Å, pseudo-stress (6,) in eV/Å3; fixed atoms are context and have no force."""
         super().calculate(atoms, properties, system_changes)
-        self.score.check_elements(self.atoms.numbers)
+        numbers, positions = self.atoms.numbers, self.atoms.positions
+        self.score.check_elements(numbers)
+        kT, structure = units.kB * self.parameters["temperature_K"], np.zeros(len(self.atoms), dtype=int)
         sigma = self.parameters["sigma"] * free_atoms(self.atoms)
-        values = self.score(self.atoms.numbers, self.atoms.positions, sigma, np.zeros(len(self.atoms), dtype=int))
-        forces = units.kB * self.parameters["temperature_K"] * values
-        self.results = {"energy": 0.0, "free_energy": 0.0, "forces": forces}
+        self.results = {"energy": 0.0, "free_energy": 0.0}
+        if not self.score.periodic:
+            self.results["forces"] = kT * self.score(numbers, positions, sigma, structure)
+            return
+        if self.atoms.cell.rank < 3 or not self.atoms.pbc.any():
+            raise InputError("This score is for crystals: give the atoms a cell and pbc, or take score='molecules'.")
+        sigma_cell = np.array([cell_noise(self.parameters["sigma"]) if self.atoms.pbc.all() and sigma.all() else 0.0])
+        values, strain = self.score(numbers, positions, sigma, structure, self.atoms.cell.array[None], sigma_cell)
+        stress = -kT * strain[0] / self.atoms.get_volume()
+        self.results |= {"forces": kT * values, "stress": full_3x3_to_voigt_6_stress(stress)}

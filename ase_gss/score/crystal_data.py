@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from ase_gss.errors import InputError
 from ase_gss.schedule import cell_noise
 from ase_gss.score.crystal_denoiser import periodic_pairs
+from ase_gss.walk import random_strain
 
 #: Probabilities that a training structure's cell is context, and that some of its atoms are, too.
 FIXED_CELL_PROBABILITY, CONTEXT_PROBABILITY = 0.15, 0.05
@@ -137,20 +138,16 @@ def sample_sigma(rng: np.random.Generator, size: int, low: float, high: float) -
     return np.exp(rng.normal(np.log(0.4), 1.1, size)).clip(low, high)
 
 
-def random_strain(rng: np.random.Generator, level: float) -> np.ndarray:
-    """A symmetric 3x3 matrix of variance 1 on the diagonal and 1/2 off it: the same for every orientation.
+def bounded_strain(rng: np.random.Generator, level: float) -> np.ndarray:
+    """A `random_strain` that, at this noise level, neither stretches anything by `LARGEST_STRAIN` nor collapses.
 
-    One that would stretch or shrink something more than `LARGEST_STRAIN` at this noise level is drawn again: of a
-    collapsed cell nothing can be learned.
+    Of a collapsed cell nothing can be learned.
     """
     while True:
-        matrix = rng.normal(size=(3, 3))
-        matrix = (matrix + matrix.T) / 2
-        if (
-            level * np.abs(np.linalg.eigvalsh(matrix)).max() < LARGEST_STRAIN
-            and level * np.trace(matrix) > -LARGEST_STRAIN
-        ):
-            return matrix
+        strain = random_strain(rng)
+        largest, shrinkage = level * np.abs(np.linalg.eigvalsh(strain)).max(), -level * np.trace(strain)
+        if max(largest, shrinkage) < LARGEST_STRAIN:
+            return strain
 
 
 def add_noise(
@@ -188,7 +185,7 @@ def add_noise(
     parts = [slice(crystals.first[s], crystals.first[s + 1]) for s in which]
     structure = np.repeat(np.arange(len(which)), [part.stop - part.start for part in parts])
     numbers = np.concatenate([crystals.numbers[part] for part in parts])
-    strains = np.array([random_strain(rng, level) for level in sigma_cell]) * (sigma_cell > 0)[:, None, None]
+    strains = np.array([bounded_strain(rng, level) for level in sigma_cell]) * (sigma_cell > 0)[:, None, None]
     cells = np.array([crystals.cells[s] @ expm(c * x) for s, c, x in zip(which, sigma_cell, strains, strict=True)])
     positions, noises, levels = [], [], []
     for part, cell, level, some in zip(parts, cells, sigma, context, strict=True):

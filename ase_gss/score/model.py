@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ase_gss.errors import InputError
-from ase_gss.score.crystal_denoiser import CrystalDenoiser
+from ase_gss.score.crystal_denoiser import CrystalDenoiser, periodic_pairs
 from ase_gss.score.denoiser import Denoiser
 from ase_gss.score.elements import MAX_ATOMIC_NUMBER
 
@@ -51,8 +51,12 @@ class Score:
 
     #: Structures in one evaluation of the network: more do not fit the cache and are slower.
     chunk = 32
+    #: Whether it is one for crystals.
+    periodic = False
 
-    def __init__(self, denoiser: Denoiser, name: str = "score", card: dict | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, denoiser: Denoiser | CrystalDenoiser, name: str = "score", card: dict | None = None, device: str = "cpu"
+    ) -> None:
         self.denoiser = denoiser.to(device).eval()
         self.name, self.card, self.device = name, card or {}, device
         self.calls = 0
@@ -116,13 +120,68 @@ class Score:
             raise InputError(f"The score has no descriptors for atomic number {beyond[0]}; it knows 1 to 96.")
 
 
+class CrystalScore(Score):
+    """A learned score of crystals: of the positions and of the strain of the cell."""
+
+    chunk = 16
+    periodic = True
+
+    def __call__(
+        self,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        sigma: np.ndarray,
+        structure: np.ndarray,
+        cells: np.ndarray,
+        sigma_cell: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of all atoms and cells.
+
+        Parameters
+        ----------
+        numbers, positions, sigma, structure : ndarray
+            As for `Score`.
+        cells : ndarray, shape (S, 3, 3)
+            Lattice vectors as rows, Å.
+        sigma_cell : ndarray, shape (S,)
+            Noise level of each cell, a strain; 0 for a cell that is context.
+
+        Returns
+        -------
+        score : ndarray, shape (A, 3)
+            1/Å; 0 for fixed atoms.
+        strain_score : ndarray, shape (S, 3, 3)
+            Derivative of the logarithm of the density by the strain, symmetric; 0 for fixed cells.
+        """
+        numbers, sigma, structure = np.asarray(numbers), np.asarray(sigma), np.asarray(structure)
+        n_structures = len(cells)
+        score, strain_score = np.empty((len(numbers), 3)), np.empty((n_structures, 3, 3))
+        for start in range(0, n_structures, self.chunk):
+            end = min(start + self.chunk, n_structures)
+            part = slice(*np.searchsorted(structure, [start, end]))
+            owner = structure[part] - start
+            pairs, vectors = periodic_pairs(
+                numbers[part], positions[part], cells[start:end], owner, self.denoiser.network.reach
+            )
+            arrays = [numbers[part], sigma[part], sigma_cell[start:end], pairs, vectors, owner]
+            tensors = [torch.as_tensor(a, device=self.device) for a in arrays]
+            tensors[1], tensors[2] = tensors[1].float(), tensors[2].float()
+            with torch.inference_mode():
+                noise, strain = self.denoiser(*tensors)
+            score[part] = -noise.double().cpu().numpy() / np.where(sigma[part] > 0, sigma[part], 1.0)[:, None]
+            levels = np.where(sigma_cell[start:end] > 0, sigma_cell[start:end], 1.0)[:, None, None]
+            strain_score[start:end] = -strain.double().cpu().numpy() / levels
+        self.calls += n_structures
+        return score, strain_score
+
+
 def load_score(name: str | os.PathLike | Score, device: str = "cpu") -> Score:
     """Load a score that ships with the package, or a model file.
 
     Parameters
     ----------
     name : str, path or Score
-        "molecules", or the path of a file that `ase-gss train` wrote. A `Score` is returned as it is.
+        "molecules", "crystals", or the path of a file that `ase-gss train` wrote. A `Score` is returned as it is.
     device : str
         "cpu" or "cuda".
 
@@ -145,9 +204,10 @@ def load_score(name: str | os.PathLike | Score, device: str = "cpu") -> Score:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a model file of the format {FORMAT!r}.")
     try:
-        denoiser = Denoiser(**content["network"])
+        crystals = content.get("kind") == "crystals"
+        denoiser = CrystalDenoiser(**content["network"]) if crystals else Denoiser(**content["network"])
         denoiser.load_state_dict(content["state"])
         card = dict(content["card"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is a damaged model file ({type(error).__name__}).") from error
-    return Score(denoiser, name=str(name), card=card, device=device)
+    return (CrystalScore if crystals else Score)(denoiser, name=str(name), card=card, device=device)

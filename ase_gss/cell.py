@@ -1,0 +1,54 @@
+"""The cell of a crystal, and when it is one no longer."""
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from matscipy.neighbours import neighbour_list
+
+# Of 104 491 relaxed crystals every one has at least 0.55 times the volume of its covalent spheres, 1.9 Å between any
+# two opposite faces, and contacts of half the sum of covalent radii; up to 150 GPa not much less.
+_LEAST_VOLUME, _MOST_VOLUME, _LEAST_HEIGHT, _LEAST_CONTACT = 0.25, 20.0, 1.0, 0.35
+# Hydrogen's sphere is so small that molecular crystals would count as gases; Å3 per atom that nobody minds.
+_ROOM = 60.0
+
+
+def cell_out_of_bounds(atoms: Atoms, contacts: bool = True) -> str | None:
+    """Reason why nothing can become of this crystal: collapsed, flat, inverted, a gas, or atoms on top of each other.
+
+    Calculators take very long for such structures, or answer nonsense that looks like a deep minimum. The sampler and
+    the hand-off ask before they call one.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        A crystal; the lattice vectors are rows, in Å, and right-handed.
+    contacts : bool
+        Look at the distances between atoms, too; while they are mostly noise these say nothing.
+
+    Returns
+    -------
+    str or None
+        None where all is well.
+    """
+    cell = atoms.cell.array
+    if not (np.all(np.isfinite(cell)) and np.all(np.isfinite(atoms.positions))):
+        return "the cell or the positions are not finite"
+    volume = np.linalg.det(cell)
+    if volume <= 0:
+        return "the cell has collapsed: its lattice vectors are in one plane or left-handed"
+    spheres = 4 / 3 * np.pi * np.sum(covalent_radii[atoms.numbers] ** 3)
+    n_atoms = len(atoms)
+    if volume < _LEAST_VOLUME * spheres:
+        return f"the cell has collapsed: {volume / n_atoms:.2f} Å3 per atom"
+    if volume > max(_MOST_VOLUME * spheres, _ROOM * n_atoms):
+        return f"the cell has flown apart: {volume / n_atoms:.0f} Å3 per atom"
+    height = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0).max()
+    if height < _LEAST_HEIGHT:
+        return f"the cell has collapsed: two of its faces are {height:.2f} Å apart"
+    if not contacts:
+        return None
+    i, j, length = neighbour_list("ijd", atoms, 2 * _LEAST_CONTACT * covalent_radii[atoms.numbers].max())
+    radii = covalent_radii[atoms.numbers[i]] + covalent_radii[atoms.numbers[j]]
+    if np.any(length < _LEAST_CONTACT * radii):
+        return f"the cell has collapsed: two atoms are {length[length < _LEAST_CONTACT * radii].min():.2f} Å apart"
+    return None

@@ -1,0 +1,348 @@
+"""What is searched: a molecule, a crystal, or atoms on a surface. How its trials start, relax, end and are compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from ase import Atoms
+from ase.units import GPa
+
+from ase_gss.bonds import is_connected
+from ase_gss.cell import cell_out_of_bounds
+from ase_gss.composition import formula_of
+from ase_gss.coupling import Coupling
+from ase_gss.crystal_minima import CrystalComparison
+from ase_gss.crystal_starts import random_crystal, random_in_region, uniform_crystal
+from ase_gss.errors import InputError
+from ase_gss.forces import CountedCalculator, check_stress, energy_and_forces, energy_forces_and_stress
+from ase_gss.minima import Comparison
+from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, fallen_apart, hand_off
+from ase_gss.schedule import NoiseSchedule
+from ase_gss.starts import random_molecule
+from ase_gss.trial import Ended
+from ase_gss.walk import Walk, free_atoms
+
+#: Stress (eV/Å3) to which the minima of crystals are refined.
+REFINED_STRESS = 0.02 * GPa
+#: Å; the noise at which the atoms on a surface, which start anywhere in their region, are taken up.
+SURFACE_NOISE = 1.5
+
+
+@dataclass
+class Molecule:
+    """One molecule without boundaries.
+
+    Parameters
+    ----------
+    numbers : ndarray, shape (N,)
+        Atomic numbers.
+    fragments : bool
+        Keep ends that are not in one piece.
+    mirror_images_are_one : bool
+        Count a structure and its mirror image once.
+    """
+
+    numbers: np.ndarray
+    fragments: bool = False
+    mirror_images_are_one: bool = True
+
+    score: ClassVar[str] = "molecules"
+    coupling: ClassVar[str] = "hot"
+    optimizer: ClassVar[str] = DEFAULT_OPTIMIZER
+    periodic: ClassVar[bool] = False
+
+    @property
+    def formula(self) -> str:
+        """Its name."""
+        return formula_of(self.numbers)
+
+    @property
+    def elements(self) -> np.ndarray:
+        """Atomic numbers of all elements that occur."""
+        return np.unique(self.numbers)
+
+    def settings(self) -> dict[str, Any]:
+        """What makes it this search and no other."""
+        return {"fragments": self.fragments, "mirror_images_are_one": self.mirror_images_are_one}
+
+    def random_start(self, rng: np.random.Generator) -> Atoms:
+        """A random structure to relax."""
+        return random_molecule(self.numbers, rng)
+
+    def walk_from_noise(
+        self, rng: np.random.Generator, schedule: NoiseSchedule, coupling: Coupling
+    ) -> tuple[Atoms, Walk]:
+        """A structure at the first noise level of the schedule."""
+        atoms = Atoms(self.numbers, positions=np.zeros((len(self.numbers), 3)))
+        walk = Walk.from_atoms(atoms, schedule, coupling, rng)
+        walk.scatter_from_nothing(schedule.sigma(0))
+        return atoms, walk
+
+    def walk_from(self, atoms: Atoms, rng: np.random.Generator, schedule: NoiseSchedule, coupling: Coupling) -> Walk:
+        """The sampling state of a given structure."""
+        return Walk.from_atoms(atoms, schedule, coupling, rng)
+
+    def check_start(self, atoms: Atoms) -> None:
+        """Raise `InputError` for a structure of the user's that cannot start here."""
+        free_atoms(atoms)
+        if atoms.pbc.any():
+            raise InputError("The starts are periodic: search for crystals with pbc=True, or set atoms.pbc = False.")
+
+    def check_calculator(self, calculator: CountedCalculator) -> None:
+        """Any will do."""
+
+    def force(
+        self, atoms: Atoms, walk: Walk, calculator: CountedCalculator
+    ) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """Energy (eV), forces (N, 3) in eV/Å, and the stress (3, 3) where it is needed, at the walk's point."""
+        return *energy_and_forces(atoms, walk.point, calculator), None
+
+    def out_of_bounds(self, walk: Walk) -> str | None:
+        """Why nothing can become of a structure that is being sampled."""
+        return None
+
+    def relax(
+        self, atoms: Atoms, sampled: bool = True, refining: bool = False, optimizer: Any = None, **keywords: Any
+    ) -> Relaxation:
+        """Hand over to the optimizer; `keywords` as for `hand_off`."""
+        # Atoms that start at random are often far apart and still come together: there giving up would cost minima.
+        give_up = None if self.fragments or not sampled or refining else fallen_apart
+        return hand_off(atoms, optimizer or self.optimizer, give_up=give_up, **keywords)
+
+    def rejects(self, atoms: Atoms) -> tuple[Ended, str] | None:
+        """How a trial with this end has ended where it is not one of those looked for."""
+        if self.fragments or is_connected(atoms):
+            return None
+        return Ended.FRAGMENTS, "not in one piece"
+
+    def comparison(self, refined: bool = False) -> Comparison:
+        """When two ends are one."""
+        return (Comparison.refined if refined else Comparison.searching)(self.mirror_images_are_one)
+
+
+@dataclass
+class Crystal:
+    """A crystal: positions and cell.
+
+    Parameters
+    ----------
+    numbers : ndarray, shape (N,)
+        Atomic numbers of one formula unit, or of the whole cell with one unit.
+    units : sequence of int
+        Numbers of formula units that a cell may have; each trial draws one.
+    pressure : float
+        eV/Å3.
+    volume : float, optional
+        Target volume of one formula unit, Å3; by default `typical_volume`.
+    symmetry : bool
+        Random starts have a random space group.
+    """
+
+    numbers: np.ndarray
+    units: Sequence[int] = (1,)
+    pressure: float = 0.0
+    volume: float | None = None
+    symmetry: bool = False
+
+    score: ClassVar[str] = "crystals"
+    coupling: ClassVar[str] = "diffusion"
+    optimizer: ClassVar[str] = DEFAULT_OPTIMIZER
+    periodic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.pressure):
+            raise InputError(f"The pressure must be a finite number, not {self.pressure}.")
+        if self.volume is not None and not (np.isfinite(self.volume) and self.volume > 0):
+            raise InputError(f"A cell cannot have a volume of {self.volume} Å3: give a positive one.")
+        if not self.units or min(self.units) < 1:
+            raise InputError("Give at least one number of formula units, and none below 1.")
+
+    @property
+    def formula(self) -> str:
+        """Its name."""
+        return formula_of(self.numbers)
+
+    @property
+    def elements(self) -> np.ndarray:
+        """Atomic numbers of all elements that occur."""
+        return np.unique(self.numbers)
+
+    def settings(self) -> dict[str, Any]:
+        """What makes it this search and no other."""
+        return {
+            "periodic": True,
+            "units": list(self.units),
+            "pressure": self.pressure,
+            "volume": self.volume,
+            "symmetry": self.symmetry,
+        }
+
+    def _drawn(self, rng: np.random.Generator) -> tuple[np.ndarray, float | None]:
+        """Atomic numbers and target volume of one trial's cell."""
+        units = int(rng.choice(list(self.units))) if len(self.units) > 1 else self.units[0]
+        return np.tile(self.numbers, units), None if self.volume is None else units * self.volume
+
+    def random_start(self, rng: np.random.Generator) -> Atoms:
+        """A random structure to relax."""
+        numbers, volume = self._drawn(rng)
+        return random_crystal(numbers, rng, volume, symmetry=self.symmetry)
+
+    def walk_from_noise(
+        self, rng: np.random.Generator, schedule: NoiseSchedule, coupling: Coupling
+    ) -> tuple[Atoms, Walk]:
+        """A random cell with atoms anywhere, which stands for the first noise level of the schedule."""
+        numbers, volume = self._drawn(rng)
+        atoms = uniform_crystal(numbers, rng, volume)
+        return atoms, self.walk_from(atoms, rng, schedule, coupling)
+
+    def walk_from(self, atoms: Atoms, rng: np.random.Generator, schedule: NoiseSchedule, coupling: Coupling) -> Walk:
+        """The sampling state of a given structure."""
+        return Walk.from_atoms(atoms, schedule, coupling, rng, pressure=self.pressure)
+
+    def check_start(self, atoms: Atoms) -> None:
+        """Raise `InputError` for a structure of the user's that cannot start here."""
+        if not atoms.pbc.all() or atoms.constraints:
+            raise InputError("The starts must be crystals: periodic in three directions, and without constraints.")
+        if reason := cell_out_of_bounds(atoms):
+            raise InputError(f"One of the starts is no crystal: {reason}.")
+
+    def check_calculator(self, calculator: CountedCalculator) -> None:
+        """Raise `InputError` for one that gives no stress."""
+        check_stress(calculator)
+
+    def force(
+        self, atoms: Atoms, walk: Walk, calculator: CountedCalculator
+    ) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """Energy (eV), forces (N, 3) in eV/Å and stress (3, 3) in eV/Å3 at the walk's point."""
+        return energy_forces_and_stress(atoms, walk.point, walk.point_cell, calculator)
+
+    def out_of_bounds(self, walk: Walk) -> str | None:
+        """Why nothing can become of a structure that is being sampled."""
+        if walk.point is not None:  # a calculator is about to see it, so atoms must not lie on one another
+            return cell_out_of_bounds(Atoms(walk.numbers, walk.point, cell=walk.point_cell, pbc=True))
+        return cell_out_of_bounds(Atoms(walk.numbers, walk.positions, cell=walk.cell, pbc=True), contacts=False)
+
+    def relax(
+        self, atoms: Atoms, sampled: bool = True, refining: bool = False, optimizer: Any = None, **keywords: Any
+    ) -> Relaxation:
+        """Hand over to the optimizer; `keywords` as for `hand_off`."""
+        if refining:
+            keywords["stress_tolerance"] = REFINED_STRESS
+        return hand_off(atoms, optimizer or self.optimizer, pressure=self.pressure, **keywords)
+
+    def rejects(self, atoms: Atoms) -> tuple[Ended, str] | None:
+        """How a trial with this end has ended where it is not one of those looked for."""
+        reason = cell_out_of_bounds(atoms)
+        return (Ended.CELL, reason) if reason else None
+
+    def comparison(self, refined: bool = False) -> CrystalComparison:
+        """When two ends are one."""
+        return (CrystalComparison.refined if refined else CrystalComparison.searching)(self.pressure)
+
+
+@dataclass
+class Surface:
+    """Atoms in a region of a template whose cell stays as it is.
+
+    Parameters
+    ----------
+    numbers : ndarray, shape (N,)
+        Atomic numbers of the atoms that are added.
+    template : Atoms
+        What is there already, usually a slab held by FixAtoms. What is not held moves, too, from where it is.
+    region : tuple of float, optional
+        Lowest and highest height (Å) of the added atoms, along the normal of the first two lattice vectors.
+    """
+
+    numbers: np.ndarray
+    template: Atoms = field(repr=False)
+    region: tuple[float, float] | None = None
+
+    score: ClassVar[str] = "crystals"
+    coupling: ClassVar[str] = "diffusion"
+    optimizer: ClassVar[str] = DEFAULT_OPTIMIZER
+    periodic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not len(self.numbers):
+            raise InputError("Give the atoms that are to be added to the template.")
+        if self.template.cell.rank < 3 or not self.template.pbc.any():
+            raise InputError("The template needs periodic boundaries and three lattice vectors, vacuum included.")
+        if self.template.constraints:
+            free = np.ones(len(self.template), bool)
+            for constraint in self.template.constraints:
+                free[constraint.get_indices()] = False
+        else:
+            free = np.ones(len(self.template), bool)
+        if len(self.template) and free.all():
+            raise InputError("The template has no fixed atom: hold the slab with ase.constraints.FixAtoms.")
+
+    @property
+    def formula(self) -> str:
+        """Its name: that of the atoms that are added."""
+        return formula_of(self.numbers)
+
+    @property
+    def elements(self) -> np.ndarray:
+        """Atomic numbers of all elements that occur."""
+        return np.unique(np.concatenate([self.numbers, self.template.numbers]))
+
+    def settings(self) -> dict[str, Any]:
+        """What makes it this search and no other."""
+        return {
+            "periodic": True,
+            "template": self.template.get_chemical_formula(),
+            "template_cell": self.template.cell.array.round(6).tolist(),
+            "template_positions": self.template.positions.round(4).tolist(),
+            "region": None if self.region is None else list(self.region),
+        }
+
+    def random_start(self, rng: np.random.Generator) -> Atoms:
+        """A random structure to relax."""
+        return random_in_region(self.template, self.numbers, rng, self.region)
+
+    def walk_from_noise(
+        self, rng: np.random.Generator, schedule: NoiseSchedule, coupling: Coupling
+    ) -> tuple[Atoms, Walk]:
+        """Atoms anywhere in the region: noise that is taken up at `SURFACE_NOISE`."""
+        atoms = self.random_start(rng)
+        if hasattr(schedule, "starting_at"):
+            schedule = schedule.starting_at(min(SURFACE_NOISE, schedule.sigma(0)))
+        return atoms, self.walk_from(atoms, rng, schedule, coupling)
+
+    walk_from = Molecule.walk_from
+    check_calculator = Molecule.check_calculator
+    force = Molecule.force
+    out_of_bounds = Molecule.out_of_bounds
+
+    def check_start(self, atoms: Atoms) -> None:
+        """Raise `InputError` for a structure of the user's that cannot start here."""
+        raise InputError("A template makes its own starts: give either starts or a template.")
+
+    def relax(
+        self, atoms: Atoms, sampled: bool = True, refining: bool = False, optimizer: Any = None, **keywords: Any
+    ) -> Relaxation:
+        """Hand over to the optimizer; `keywords` as for `hand_off`."""
+        return hand_off(atoms, optimizer or self.optimizer, **keywords)
+
+    def rejects(self, atoms: Atoms) -> tuple[Ended, str] | None:
+        """How a trial with this end has ended where it is not one of those looked for."""
+        return None
+
+    def comparison(self, refined: bool = False) -> CrystalComparison:
+        """When two ends are one."""
+        return (CrystalComparison.refined if refined else CrystalComparison.searching)()
+
+
+System = Molecule | Crystal | Surface
+
+
+def comparison_of(settings: dict[str, Any], refined: bool = False) -> Comparison | CrystalComparison:
+    """When two ends of a search with these settings are one."""
+    if settings.get("periodic"):
+        make = CrystalComparison.refined if refined else CrystalComparison.searching
+        return make(settings.get("pressure", 0.0))
+    make = partial(Comparison.refined if refined else Comparison.searching)
+    return make(settings.get("mirror_images_are_one", True))
