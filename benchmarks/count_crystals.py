@@ -2,8 +2,8 @@
 """Referee: how many distinct minima are in a set of relaxed crystals, by the counting rule of DESIGN.md.
 
 Every end low enough to count is re-relaxed, its cell included, to max|F| < 0.01 eV/Å and max|stress + p| < 0.02 GPa,
-and two ends are one minimum when `CrystalComparison.refined()` says so. FILE is anything ASE reads with one structure for
-each trial, in order, with `info["force_calls"]` and `info["converged"]`. The count is given against the cumulative
+and two ends are one minimum when `CrystalComparison.refined()` says so. FILE is anything ASE reads with one structure
+for each trial, in order, with `info["force_calls"]` and `info["converged"]`. The count is given against the cumulative
 calls; refinement calls are reported apart and charged to no method. The refined structures are kept beside FILE, so
 that an interrupted count goes on where it stopped. Prints JSON.
 """

@@ -1,6 +1,8 @@
 """Same crystal or another one; the ranked list by energy per atom; recognising samples; space groups."""
 
 import math
+import pickle
+import sys
 import time
 from dataclasses import replace
 
@@ -217,6 +219,19 @@ def test_without_energies_any_energy_goes():
 def test_a_molecule_is_no_crystal():
     with pytest.raises(InputError, match="three lattice vectors"):
         CrystalComparison.searching().describe(molecule("H2O"), 0.0)
+
+
+def test_without_pymatgen_the_extra_is_named(monkeypatch):
+    for module in ("core", "analysis"):
+        monkeypatch.setitem(sys.modules, f"pymatgen.{module}.structure_matcher", None)
+    with pytest.raises(InputError, match=r"ase-gss\[crystals\]"):
+        CrystalComparison.searching()
+
+
+def test_a_comparison_travels_to_workers():
+    comparison = pickle.loads(pickle.dumps(CrystalComparison.refined()))
+    assert comparison == CrystalComparison.refined()
+    assert same(comparison, RUTILE, rewritten(RUTILE, 0))
 
 
 def test_space_groups():

@@ -178,8 +178,8 @@ def test_list_counts_hits_and_keeps_the_lowest():
     assert minima.hits == [3, 1]
     assert minima.energies == [-10.02, -10.01]
     first, second = minima.ranked()
-    assert first.info == {"hits": 3, "first_trial": 0, "first_call": 30, "trial": 3}
-    assert second.info == {"hits": 1, "first_trial": 2, "first_call": 90, "trial": 2}
+    assert first.info == {"hits": 3, "first_trial": 0, "first_call": 30, "trial": 3, "ranking_energy": -10.02}
+    assert second.info == {"hits": 1, "first_trial": 2, "first_call": 90, "trial": 2, "ranking_energy": -10.01}
     assert [atoms.get_potential_energy() for atoms in (first, second)] == [-10.02, -10.01]
     assert np.array_equal(first.positions, moved(ethanol, 1).positions)
 

@@ -50,7 +50,7 @@ class ScoreTraining(lightning.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.denoiser = self.denoiser_class(**network)
-        self.seconds = 0.0
+        self.seconds, self.left_out = 0.0, 0
         self._since = time.monotonic()
 
     def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -63,6 +63,16 @@ class ScoreTraining(lightning.LightningModule):
         for name, loss in losses.items():
             self.log(name, loss, prog_bar=True, batch_size=1)
         return sum(losses.values())
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip, and leave out a step whose gradient is not finite: scaled down it would make all weights NaN."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if torch.isfinite(torch.stack([gradient.norm() for gradient in gradients])).all():
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.left_out += 1
+            for gradient in gradients:
+                gradient.zero_()
 
     def validation_step(self, batch: dict[str, torch.Tensor]) -> None:
         """Losses at one noise level."""
@@ -77,7 +87,12 @@ class ScoreTraining(lightning.LightningModule):
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
         losses = {key: round(float(value), 4) for key, value in self.trainer.callback_metrics.items() if "_" in key}
-        reached = {"steps": self.global_step, "training_seconds": round(self.seconds), "validation_loss": losses}
+        reached = {
+            "steps": self.global_step,
+            "steps_left_out": self.left_out,
+            "training_seconds": round(self.seconds),
+            "validation_loss": losses,
+        }
         save_model(self.denoiser, self.hparams.network, self.hparams.card | reached, self.hparams.output)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
