@@ -6,7 +6,7 @@ from ase.data import covalent_radii
 from matscipy.neighbours import neighbour_list
 
 # Of 104 491 relaxed crystals every one has at least 0.55 times the volume of its covalent spheres, 1.9 Å between any
-# two opposite faces, and contacts of half the sum of covalent radii; up to 150 GPa not much less.
+# two opposite faces and contacts of half the sum of covalent radii; of 64 085 at up to 150 GPa, 0.29 times and 1.3 Å.
 _LEAST_VOLUME, _MOST_VOLUME, _LEAST_HEIGHT, _LEAST_CONTACT = 0.25, 20.0, 1.0, 0.35
 # Hydrogen's sphere is so small that molecular crystals would count as gases; Å3 per atom that nobody minds.
 _ROOM = 60.0

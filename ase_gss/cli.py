@@ -148,7 +148,7 @@ def _search(options: argparse.Namespace) -> int:
     from ase_gss.composition import formula_of, parse_formula
 
     numbers = parse_formula(options.formula)
-    formula = formula_of(numbers)
+    formula = formula_of(numbers, options.crystal)
     calculator = options.calculator or _default_calculator(options, numbers.tolist())
     if options.trials is None and options.max_calls is None:
         options.max_calls = 4000

@@ -31,9 +31,9 @@ def parse_formula(text: str) -> np.ndarray:
     return np.array(numbers)
 
 
-def formula_of(numbers: np.ndarray) -> str:
-    """Formula in Hill order, e.g. "C3H6O"."""
-    return Atoms(numbers).get_chemical_formula(mode="hill")
+def formula_of(numbers: np.ndarray, crystal: bool = False) -> str:
+    """Formula in Hill order, e.g. "C3H6O"; of a crystal with the metals first, e.g. "Ti4O8"."""
+    return Atoms(numbers).get_chemical_formula(mode="metal" if crystal else "hill")
 
 
 def same_composition(a: np.ndarray, b: np.ndarray) -> bool:

@@ -20,7 +20,7 @@ from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFailure, CountedCalculator, check_stress
 from ase_gss.model_bfgs import ModelBFGS, bare_atoms
 
-#: The optimizer with the fewest force calls to a molecule's minimum.
+#: The optimizer with the fewest force calls to a minimum, for molecules and crystals.
 DEFAULT_OPTIMIZER = "ModelBFGS"
 
 
@@ -87,7 +87,8 @@ def hand_off(
     """Relax atoms in place with their own calculator, and with a `pressure` the cell of a crystal, too.
 
     Nothing that the calculator or the optimizer does on the way raises: it ends the relaxation, and `reason` says
-    what it was. The atoms are then left at the last positions for which the calculator has given finite numbers.
+    what it was. The atoms are then left at the last positions for which the calculator has given finite numbers. A cell
+    that collapses or flies apart ends the relaxation so, too, before the calculator sees it: `cell_out_of_bounds`.
 
     Parameters
     ----------
@@ -121,13 +122,13 @@ def hand_off(
     bare, moving_cell = bare_atoms(atoms), pressure is not None
     if bare.calc is None:
         raise InputError("There is nothing to relax with: attach a calculator to the atoms.")
+    if not (fmax > 0 and max_steps >= 0 and give_up_interval >= 1):
+        raise InputError("A relaxation needs a positive fmax, no negative max_steps and a positive give_up_interval.")
     if moving_cell:
         _check_cell(atoms, pressure, stress_tolerance)
         if reason := cell_out_of_bounds(bare):
             return Relaxation(False, reason, 0)
         atoms = FrechetCellFilter(bare, scalar_pressure=pressure)
-    if not (fmax > 0 and max_steps >= 0 and give_up_interval >= 1):
-        raise InputError("A relaxation needs a positive fmax, no negative max_steps and a positive give_up_interval.")
     make, own, reason, failed = optimizer_class(optimizer), bare.calc, "", False
     bare.calc = watch = _Watch(own if isinstance(own, CountedCalculator) else CountedCalculator(own), moving_cell)
 
@@ -139,8 +140,9 @@ def hand_off(
     try:
         try:
             dynamics = make(atoms, logfile=logfile, trajectory=trajectory, **optimizer_keywords)
-        except TypeError as error:
-            raise InputError(f"The optimizer {make.__name__} cannot be made so: {error}.") from error
+        except (TypeError, AssertionError) as error:
+            words = str(error) or type(error).__name__
+            raise InputError(f"The optimizer {make.__name__} cannot be made so: {words}.") from error
         if moving_cell:
             dynamics.gradient_converged = cell_converged
         if give_up is not None:

@@ -116,7 +116,7 @@ def _crystal_rows(minima: list[Atoms]) -> list[str]:
         enthalpy = info["ranking_energy"]
         lines.append(
             f"{rank:4d}  {enthalpy - lowest:10.4f}  {enthalpy:10.4f}  {volume:9.3f}  {info['hits']:5d}  "
-            f"{info['first_call']:10d}  {info['first_trial']:11d}  {formula_of(atoms.numbers):<10}  "
+            f"{info['first_call']:10d}  {info['first_trial']:11d}  {formula_of(atoms.numbers, crystal=True):<10}  "
             f"{space_group(atoms)[0]}"
         )
     return lines

@@ -206,7 +206,7 @@ class GenerativeRSS:
         self.formula = system.formula
         if (charge or multiplicity) and (not isinstance(calculator, str) or system.periodic):
             raise InputError(
-                "charge and multiplicity are for molecules and calculators given by name: set them in your own one."
+                "charge and multiplicity are for molecules with a calculator by name: set them in your own calculator."
             )
         numbers = self.numbers
         self.charge = charge

@@ -162,7 +162,7 @@ class Crystal:
     @property
     def formula(self) -> str:
         """Its name."""
-        return formula_of(self.numbers)
+        return formula_of(self.numbers, crystal=True)
 
     @property
     def elements(self) -> np.ndarray:
@@ -282,7 +282,7 @@ class Surface:
     @property
     def formula(self) -> str:
         """Its name: that of the atoms that are added."""
-        return formula_of(self.numbers)
+        return formula_of(self.numbers, crystal=True)
 
     @property
     def elements(self) -> np.ndarray:

@@ -31,7 +31,7 @@ from ase_gss.relax import hand_off
 WINDOWS = (0.05, 0.1, 0.3)
 BUDGETS = (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 #: Refinement lowers an end by less than this, eV/atom.
-MARGIN = 0.1
+MARGIN = 0.03
 FMAX, STRESS_TOLERANCE, MAX_STEPS = 0.01, 0.02 * GPa, 1000
 
 
@@ -63,7 +63,7 @@ class Refinery:
         atoms = Atoms(end.numbers, end.positions, cell=end.cell, pbc=True)
         atoms.calc = counted = CountedCalculator(self.calculator)
         outcome = hand_off(
-            atoms, "FIRE", FMAX, MAX_STEPS, pressure=self.pressure, stress_tolerance=STRESS_TOLERANCE, maxstep=0.1
+            atoms, "ModelBFGS", FMAX, MAX_STEPS, pressure=self.pressure, stress_tolerance=STRESS_TOLERANCE
         )
         result = outcome.frozen(atoms)
         result.info = {

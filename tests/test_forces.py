@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from conftest import Harmonic
 
-from ase_gss.forces import CalculatorFailure, CountedCalculator, energy_and_forces
+from ase_gss.errors import InputError
+from ase_gss.forces import CalculatorFailure, CountedCalculator, energy_and_forces, energy_forces_and_stress
 
 
 def test_energy_and_forces_of_one_structure_are_one_call(water):
@@ -49,3 +52,42 @@ def test_not_finite_is_a_failure():
     counted = CountedCalculator(LennardJones())
     with pytest.raises(CalculatorFailure, match="not finite"), np.errstate(all="ignore"):
         energy_and_forces(atoms, atoms.positions, counted)
+
+
+def strained_copper():
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    return atoms
+
+
+def test_energy_forces_and_stress_of_a_crystal_are_one_call():
+    atoms = strained_copper()
+    positions, cell = 1.1 * atoms.positions, 1.1 * atoms.cell.array
+    before = atoms.copy()
+    counted = CountedCalculator(EMT())
+    energy, forces, stress = energy_forces_and_stress(atoms, positions, cell, counted)
+    assert counted.calls == 1
+    assert atoms == before
+    reference = Atoms(atoms.numbers, positions, cell=cell, pbc=True, calculator=EMT())
+    assert energy == pytest.approx(reference.get_potential_energy())
+    np.testing.assert_allclose(forces, reference.get_forces())
+    np.testing.assert_allclose(stress, reference.get_stress(voigt=False))
+    assert np.trace(stress) > 0, "a stretched crystal pulls"
+
+
+def test_stress_that_is_not_finite_is_a_failure_where_it_is_asked_for():
+    class NoStress(EMT):
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            self.results["stress"] = np.full(6, np.nan)
+
+    atoms = strained_copper()
+    counted = CountedCalculator(NoStress())
+    with pytest.raises(CalculatorFailure, match="a stress that is not finite"):
+        energy_forces_and_stress(atoms, atoms.positions, atoms.cell.array, counted)
+    assert np.isfinite(energy_and_forces(atoms, atoms.positions, counted)[0])
+
+
+def test_calculator_without_stress_is_told_in_one_sentence(water):
+    with pytest.raises(InputError, match="Harmonic gives no stress"):
+        energy_forces_and_stress(water, water.positions, np.eye(3), CountedCalculator(Harmonic(water.positions)))

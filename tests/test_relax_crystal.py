@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
@@ -99,6 +98,7 @@ def test_it_stops_where_the_criterion_holds_first():
     assert checked == [False] * (outcome.steps - 1) + [True]
 
 
+@pytest.mark.filterwarnings("ignore:.where. used without")  # matscipy, when a bond order is zero
 def test_pressure_makes_the_cell_smaller():
     volumes = []
     for pressure in (0.0, 20 * GPa):
@@ -135,7 +135,7 @@ def test_fewer_calls_than_other_optimizers():
     calls = {}
     for optimizer in ("ModelBFGS", "BFGS", "FIRE"):
         calls[optimizer] = 0
-        for seed in range(3):
+        for seed in range(2):
             atoms = alloy(seed=seed)
             assert hand_off(atoms, optimizer, pressure=0.0).converged
             calls[optimizer] += atoms.calc.calls
@@ -200,7 +200,7 @@ def test_stress_that_is_not_finite():
     atoms.calc = CountedCalculator(Swelling(0.1, bad_from=3))
     outcome = hand_off(atoms, pressure=0.0)
     assert outcome.failed
-    assert outcome.reason == "calculator: the calculator returned stress that are not finite"
+    assert outcome.reason == "calculator: the calculator returned a stress that is not finite"
     assert np.isfinite(outcome.stress).all()
 
 
@@ -245,6 +245,7 @@ def periodic_in_two_directions():
         (sum_without_stress, {}, "SumCalculator gives no stress"),
         (periodic_in_two_directions, {}, "crystal"),
         (lambda: FrechetCellFilter(alloy()), {}, "filter"),
+        (alloy, {"optimizer": "CellAwareBFGS"}, "CellAwareBFGS"),
         (alloy, {"pressure": np.nan}, "finite pressure"),
         (alloy, {"stress_tolerance": 0.0}, "positive stress_tolerance"),
     ],

@@ -164,7 +164,7 @@ class CrystalScore(Score):
                 numbers[part], positions[part], cells[start:end], owner, self.denoiser.network.reach
             )
             arrays = [numbers[part], sigma[part], sigma_cell[start:end], pairs, vectors, owner]
-            tensors = [torch.as_tensor(a, device=self.device) for a in arrays]
+            tensors = [torch.tensor(array, device=self.device) for array in arrays]
             tensors[1], tensors[2] = tensors[1].float(), tensors[2].float()
             with torch.inference_mode():
                 noise, strain = self.denoiser(*tensors)
