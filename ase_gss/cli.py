@@ -185,7 +185,7 @@ def _search(options: argparse.Namespace) -> int:
         units = "-".join(str(n) for n in sorted({min(search.system.units), max(search.system.units)}))
         kind = f"crystals of {units} × {len(search.numbers)} atoms, {options.pressure:g} GPa"
     else:
-        kind = f"{len(search.numbers)} atoms, charge {search.charge}, multiplicity {search.multiplicity}"
+        kind = f"{len(search.numbers)} atoms, charge {options.charge}, multiplicity {search.multiplicity}"
     print(f"Searching {formula} ({kind}) with {calculator}.")
     if search.trials:
         print(f"{search.archive.path}: going on after {search.trials} trials and {search.force_calls} force calls.")

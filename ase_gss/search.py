@@ -11,18 +11,16 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from ase_gss.archive import Archive
-from ase_gss.calculators import calculator_source, check_elements
-from ase_gss.composition import parse_formula, same_composition, spin_multiplicity
-from ase_gss.coupling import Coupling, default_schedule, get_coupling
+from ase_gss.coupling import Coupling
 from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFactory
 from ase_gss.found import Found
 from ase_gss.minima import MinimaList
+from ase_gss.plan import Plan
 from ase_gss.refine import refine, refined_minima
-from ase_gss.relax import optimizer_class
-from ase_gss.sampling import sample
-from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
-from ase_gss.systems import Crystal, Molecule, Surface, System
+from ase_gss.schedule import NoiseSchedule
+from ase_gss.stages import relax, sample
+from ase_gss.systems import choose_system
 from ase_gss.trial import Ended, Need, Trial
 
 #: So many trials ended by the calculator one after the other mean that the set-up is wrong.
@@ -139,87 +137,46 @@ class GenerativeRSS:
         database: str | os.PathLike | None = None,
         seed: int = 0,
     ) -> None:
-        numbers = parse_formula(composition) if isinstance(composition, str) else composition.numbers.copy()
-        if not (pbc or template is not None) and (pressure or volume is not None or symmetry or tuple(units) != (1,)):
-            raise InputError("pressure, volume, symmetry and units are for crystals: set pbc=True (--crystal).")
-        if template is not None and (pressure or volume is not None or symmetry or tuple(units) != (1,)):
-            raise InputError("The cell of a template stays: give no pressure, volume, symmetry or units with it.")
-        if template is not None:
-            self.system: System = Surface(numbers, template.copy(), region)
-        elif pbc:
-            self.system = Crystal(numbers, tuple(units), pressure, volume, symmetry)
-        else:
-            self.system = Molecule(numbers, fragments, mirror_images_are_one)
-        self._settle(calculator, score, coupling, schedule, starts, sigma_start, optimizer, charge, multiplicity)
+        self.system = choose_system(
+            composition,
+            pbc=pbc,
+            template=template,
+            region=region,
+            units=units,
+            pressure=pressure,
+            volume=volume,
+            symmetry=symmetry,
+            fragments=fragments,
+            mirror_images_are_one=mirror_images_are_one,
+        )
+        self.plan = Plan.checked(
+            self.system,
+            calculator,
+            score=score,
+            coupling=coupling,
+            schedule=schedule,
+            starts=starts,
+            sigma_start=sigma_start,
+            optimizer=optimizer,
+            fmax=fmax,
+            max_steps=max_steps,
+            charge=charge,
+            multiplicity=multiplicity,
+            seed=seed,
+        )
         if verify not in (None, "hessian"):
             raise InputError(f"verify is None or 'hessian', not {verify!r}.")
         if verify and self.system.periodic:
             raise InputError("Vibrations are checked for molecules only: refine without verify.")
-        if not (fmax > 0 and max_steps > 0 and sigma_start > 0):
-            raise InputError("fmax, max_steps and sigma_start must be positive.")
-        if seed < 0:
-            raise InputError("The seed must not be negative.")
-        if symmetry and self.schedule.n_steps:
-            raise InputError("Symmetric starts are for coupling='rss': noise and score do not keep a symmetry.")
-        self.fmax, self.max_steps = fmax, max_steps
-        self.recognise, self.seed = recognise, int(seed)
-        self.refine, self.verify = refine, verify
+        self.recognise, self.refine, self.verify = recognise, refine, verify
         self.archive = Archive(database)
-        self.archive.open_for(
-            {
-                "formula": self.formula,
-                "calculator": self._calculator_name,
-                "charge": charge,
-                "multiplicity": self.multiplicity,
-                "fmax": fmax,
-                "seed": self.seed,
-                "coupling": "rss" if not self.schedule.n_steps else _describe(self.coupling),
-                "score": str(getattr(self.score, "name", None)),
-                **self.system.settings(),
-                "n_steps": self.schedule.n_steps,
-                "own_starts": 0 if self.starts is None else len(self.starts),
-                "optimizer": self.optimizer.__name__,
-                "max_steps": max_steps,
-            }
-        )
+        self.archive.open_for(self.plan.settings())
         self._found = Found(self.archive)
         self._begun: list[Trial] = []
         self._observers: list[tuple[Callable, int, tuple, dict]] = []
         self._failures = 0
         self._written = time.monotonic()
         self.dried_up = False
-
-    def _settle(
-        self,
-        calculator: Any,
-        score: Any,
-        coupling: Any,
-        schedule: NoiseSchedule | None,
-        starts: Sequence[Atoms] | None,
-        sigma_start: float,
-        optimizer: Any,
-        charge: int,
-        multiplicity: int | None,
-    ) -> None:
-        """Check what the search is done with, and take for what is not given what suits the system."""
-        system = self.system
-        self.formula = system.formula
-        if (charge or multiplicity) and (not isinstance(calculator, str) or system.periodic):
-            raise InputError(
-                "charge and multiplicity are for molecules with a calculator by name: set them in your own calculator."
-            )
-        numbers = self.numbers
-        self.charge = charge
-        self.multiplicity = 1 if system.periodic else spin_multiplicity(numbers, charge, multiplicity)
-        self.coupling, self.schedule = _sampling(coupling or system.coupling, schedule, system.periodic)
-        self.starts, self.sigma_start = _own_starts(starts, system), sigma_start
-        self.optimizer = optimizer_class(optimizer or system.optimizer)
-        check_elements(calculator, system.elements)
-        self._new_calculator, self._calculator_name = calculator_source(calculator, charge, self.multiplicity)
-        system.check_calculator(self._new_calculator())
-        self.score = None
-        if self.schedule.n_steps:
-            self.score = _load_score(score or system.score, system)
 
     @classmethod
     def resumed(cls, database: str | os.PathLike, calculator: Any = None, verify: str | None = None) -> "GenerativeRSS":
@@ -268,6 +225,11 @@ class GenerativeRSS:
     def numbers(self) -> np.ndarray:
         """Atomic numbers of one unit of the composition."""
         return self.system.numbers
+
+    @property
+    def multiplicity(self) -> int:
+        """Spin multiplicity, 2S + 1."""
+        return self.plan.multiplicity
 
     @property
     def energies(self) -> list[float]:
@@ -366,7 +328,7 @@ class GenerativeRSS:
                 self._found.minima,
                 self.archive,
                 self.system,
-                self._new_calculator,
+                self.plan.new_calculator,
                 fmax=fmax,
                 max_steps=max_steps,
                 verify=self.verify is not None,
@@ -392,7 +354,7 @@ class GenerativeRSS:
     def _run_generation(self, numbers: list[int], max_calls: int | None) -> None:
         """Sample these trials together, as many as the budget is good for, then relax one after the other."""
         while numbers and not self._spent(max_calls):
-            self._begun = [self._begin(number) for number in numbers]
+            self._begun = [self.plan.begin(number) for number in numbers]
             sampling = max(trial.walk.sampling_force_calls for trial in self._begun)
             if sampling and max_calls is not None:
                 done = self.archive.totals["trials"]
@@ -400,7 +362,7 @@ class GenerativeRSS:
                 affordable = max(1, int((max_calls - self.force_calls) / expected))
                 self._begun = self._begun[:affordable]
             numbers = numbers[len(self._begun) :]
-            sample(self._begun, self.system, self.score, self._new_calculator)
+            sample(self._begun, self.plan)
             if self.recognise:
                 self._recognise(self._begun)
             for trial in list(self._begun):
@@ -408,7 +370,7 @@ class GenerativeRSS:
                     self._give_up(from_number=trial.number)
                     break
                 if trial.needs is Need.RELAXATION:
-                    self._relax(trial)
+                    relax(trial, self.plan)
                 self._judge_failure(trial)
                 if time.monotonic() - self._written > WRITE_INTERVAL:
                     self._flush()
@@ -424,22 +386,6 @@ class GenerativeRSS:
                 kept.append(trial)
         self._begun = kept
 
-    def _begin(self, number: int) -> Trial:
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
-        schedule, system = self.schedule, self.system
-        if self.starts is not None:
-            atoms = self.starts[number % len(self.starts)].copy()
-            if hasattr(schedule, "starting_at") and schedule.n_steps:
-                schedule = schedule.starting_at(self.sigma_start)
-            walk = system.walk_from(atoms, rng, schedule, self.coupling)
-            walk.scatter(self.sigma_start)
-        elif schedule.n_steps and not isinstance(schedule, ConstantNoise):
-            atoms, walk = system.walk_from_noise(rng, schedule, self.coupling)
-        else:
-            atoms = system.random_start(rng)
-            walk = system.walk_from(atoms, rng, schedule, self.coupling)
-        return Trial(number, atoms, walk)
-
     def _recognise(self, trials: list[Trial]) -> None:
         """End the sampled trials that look like known minima; what this generation finds plays no part yet."""
         for trial in trials:
@@ -448,22 +394,6 @@ class GenerativeRSS:
                 trial.known = self._found.memory.recall(trial.sampled(), before=start)
                 if trial.known is not None:
                     trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
-
-    def _relax(self, trial: Trial) -> None:
-        """Hand the structure to the optimizer and judge its end."""
-        atoms = trial.sampled()
-        atoms.calc = calculator = self._new_calculator()
-        sampled = trial.walk.k > 0
-        outcome = self.system.relax(atoms, sampled, optimizer=self.optimizer, fmax=self.fmax, max_steps=self.max_steps)
-        trial.force_calls += calculator.calls
-        ended, reason = Ended.MINIMUM, ""
-        if outcome.failed:
-            ended, reason = Ended.CALCULATOR, outcome.reason
-        elif rejected := self.system.rejects(atoms):
-            ended, reason = rejected[0], outcome.reason or rejected[1]
-        elif not outcome.converged:
-            ended, reason = Ended.NOT_CONVERGED, outcome.reason
-        trial.end(ended, reason, outcome.converged, atoms, outcome.energy, outcome.forces, outcome.stress)
 
     def _judge_failure(self, trial: Trial) -> None:
         """Count trials that the calculator has ended, and raise after too many in a row."""
@@ -497,40 +427,3 @@ class GenerativeRSS:
             return
         self.archive.write_metadata(**self.archive.totals)
         self.archive.mark_minima({atoms.info["trial"]: rank for rank, atoms in enumerate(self.minima, start=1)})
-
-
-def _sampling(
-    coupling: str | Coupling, schedule: NoiseSchedule | None, periodic: bool
-) -> tuple[Coupling, NoiseSchedule]:
-    if isinstance(coupling, str) and coupling == "rss":
-        return get_coupling("diffusion"), Schedule(n_steps=0)
-    coupling = get_coupling(coupling)
-    return coupling, default_schedule(coupling, periodic) if schedule is None else schedule
-
-
-def _own_starts(starts: Sequence[Atoms] | None, system: System) -> list[Atoms] | None:
-    if starts is None:
-        return None
-    copies = [atoms.copy() for atoms in starts]
-    for atoms in copies:
-        system.check_start(atoms)
-    allowed = [np.tile(system.numbers, units) for units in getattr(system, "units", (1,))]
-    if not copies or not all(any(same_composition(a.numbers, n) for n in allowed) for a in copies):
-        raise InputError(f"Every one of the starts must be a structure of {system.formula}, and there must be one.")
-    return copies
-
-
-def _load_score(score: Any, system: System) -> Any:
-    from ase_gss.score import load_score  # torch is needed only here
-
-    loaded = score if callable(score) else load_score(score)
-    if hasattr(loaded, "periodic"):
-        if loaded.periodic != system.periodic:
-            suits = "crystals" if loaded.periodic else "molecules"
-            raise InputError(f"The score {loaded.name!r} is for {suits}: give score={system.score!r}.")
-        loaded.check_elements(system.elements)
-    return loaded
-
-
-def _describe(coupling: Coupling) -> dict | str:
-    return coupling.todict() if hasattr(coupling, "todict") else type(coupling).__name__

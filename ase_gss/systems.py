@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ from ase.units import GPa
 
 from ase_gss.bonds import is_connected
 from ase_gss.cell import cell_out_of_bounds
-from ase_gss.composition import formula_of
+from ase_gss.composition import formula_of, parse_formula
 from ase_gss.coupling import Coupling
 from ase_gss.crystal_minima import CrystalComparison
 from ase_gss.crystal_starts import random_crystal, random_in_region, uniform_crystal
@@ -339,10 +338,45 @@ class Surface:
 System = Molecule | Crystal | Surface
 
 
+def choose_system(
+    composition: str | Atoms,
+    *,
+    pbc: bool = False,
+    template: Atoms | None = None,
+    region: tuple[float, float] | None = None,
+    units: Sequence[int] = (1,),
+    pressure: float = 0.0,
+    volume: float | None = None,
+    symmetry: bool = False,
+    fragments: bool = False,
+    mirror_images_are_one: bool = True,
+) -> System:
+    """The system that these arguments of `GenerativeRSS` describe.
+
+    Raises
+    ------
+    InputError
+        Where they do not go together.
+    """
+    numbers = parse_formula(composition) if isinstance(composition, str) else composition.numbers.copy()
+    of_crystals = bool(pressure) or volume is not None or symmetry or tuple(units) != (1,)
+    if template is not None:
+        if of_crystals:
+            raise InputError("The cell of a template stays: give no pressure, volume, symmetry or units with it.")
+        return Surface(numbers, template.copy(), region)
+    if region is not None:
+        raise InputError("A region is for the atoms on a template: give a template, too.")
+    if pbc:
+        return Crystal(numbers, tuple(units), pressure, volume, symmetry)
+    if of_crystals:
+        raise InputError("pressure, volume, symmetry and units are for crystals: set pbc=True (--crystal).")
+    return Molecule(numbers, fragments, mirror_images_are_one)
+
+
 def comparison_of(settings: dict[str, Any], refined: bool = False) -> Comparison | CrystalComparison:
     """When two ends of a search with these settings are one."""
     if settings.get("periodic"):
         make = CrystalComparison.refined if refined else CrystalComparison.searching
         return make(settings.get("pressure", 0.0))
-    make = partial(Comparison.refined if refined else Comparison.searching)
+    make = Comparison.refined if refined else Comparison.searching
     return make(settings.get("mirror_images_are_one", True))

@@ -1,0 +1,187 @@
+"""What a search does with each trial: checked input, and what suits the system where nothing was given."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from ase_gss.calculators import calculator_source, check_elements
+from ase_gss.composition import same_composition, spin_multiplicity
+from ase_gss.coupling import Coupling, default_schedule, get_coupling
+from ase_gss.errors import InputError
+from ase_gss.forces import CountedCalculator
+from ase_gss.relax import optimizer_class
+from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
+from ase_gss.systems import System
+from ase_gss.trial import Trial
+from ase_gss.walk import ScoreFunction
+
+
+@dataclass
+class Plan:
+    """How the trials of a search are made.
+
+    Attributes
+    ----------
+    system : System
+        What is searched.
+    new_calculator, calculator_name : callable, str
+        Makes the physical calculator; its name.
+    score : callable or None
+        See `ScoreFunction`; None where nothing is sampled.
+    coupling, schedule : Coupling, NoiseSchedule
+        The sampler's; no steps for random search.
+    starts, sigma_start : list of Atoms or None, float
+        Structures of the user's, and the noise (Å) put on them.
+    optimizer : optimizer class
+        The hand-off.
+    fmax, max_steps : float, int
+        Largest force (eV/Å) of a minimum, and optimizer steps after which a trial is given up.
+    charge, multiplicity, seed : int
+        As for `GenerativeRSS`.
+    """
+
+    system: System
+    new_calculator: Callable[[], CountedCalculator]
+    calculator_name: str
+    score: ScoreFunction | None
+    coupling: Coupling
+    schedule: NoiseSchedule
+    starts: list[Atoms] | None
+    sigma_start: float
+    optimizer: type
+    fmax: float
+    max_steps: int
+    charge: int
+    multiplicity: int
+    seed: int
+
+    @classmethod
+    def checked(
+        cls,
+        system: System,
+        calculator: Any,
+        *,
+        score: Any,
+        coupling: str | Coupling | None,
+        schedule: NoiseSchedule | None,
+        starts: Sequence[Atoms] | None,
+        sigma_start: float,
+        optimizer: Any,
+        fmax: float,
+        max_steps: int,
+        charge: int,
+        multiplicity: int | None,
+        seed: int,
+    ) -> "Plan":
+        """The plan for this input, as given to `GenerativeRSS`.
+
+        Raises
+        ------
+        InputError
+            For input that cannot be searched.
+        """
+        if not (fmax > 0 and max_steps > 0 and sigma_start > 0):
+            raise InputError("fmax, max_steps and sigma_start must be positive.")
+        if seed < 0:
+            raise InputError("The seed must not be negative.")
+        if (charge or multiplicity) and (not isinstance(calculator, str) or system.periodic):
+            raise InputError(
+                "charge and multiplicity are for molecules with a calculator by name: set them in your own calculator."
+            )
+        multiplicity = 1 if system.periodic else spin_multiplicity(system.numbers, charge, multiplicity)
+        coupling, schedule = _sampling(coupling or system.coupling, schedule, system.periodic)
+        if getattr(system, "symmetry", False) and schedule.n_steps:
+            raise InputError("Symmetric starts are for coupling='rss': noise and score do not keep a symmetry.")
+        own_starts = None if starts is None else _own_starts(starts, system)
+        optimizer = optimizer_class(optimizer or system.optimizer)
+        check_elements(calculator, system.elements)
+        new_calculator, name = calculator_source(calculator, charge, multiplicity)
+        system.check_calculator(new_calculator())
+        loaded = _load_score(score or system.score, system) if schedule.n_steps else None
+        return cls(
+            system=system,
+            new_calculator=new_calculator,
+            calculator_name=name,
+            score=loaded,
+            coupling=coupling,
+            schedule=schedule,
+            starts=own_starts,
+            sigma_start=sigma_start,
+            optimizer=optimizer,
+            fmax=fmax,
+            max_steps=max_steps,
+            charge=charge,
+            multiplicity=multiplicity,
+            seed=int(seed),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What is written into the database."""
+        coupling = self.coupling
+        described = coupling.todict() if hasattr(coupling, "todict") else type(coupling).__name__
+        return {
+            "formula": self.system.formula,
+            "calculator": self.calculator_name,
+            "charge": self.charge,
+            "multiplicity": self.multiplicity,
+            "fmax": self.fmax,
+            "seed": self.seed,
+            "coupling": described if self.schedule.n_steps else "rss",
+            "score": str(getattr(self.score, "name", None)),
+            **self.system.settings(),
+            "n_steps": self.schedule.n_steps,
+            "own_starts": 0 if self.starts is None else len(self.starts),
+            "optimizer": self.optimizer.__name__,
+            "max_steps": self.max_steps,
+        }
+
+    def begin(self, number: int) -> Trial:
+        """Trial `number`, at its start; its random stream is from the seed and the number alone."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
+        schedule, system = self.schedule, self.system
+        if self.starts is not None:
+            atoms = self.starts[number % len(self.starts)].copy()
+            if hasattr(schedule, "starting_at") and schedule.n_steps:
+                schedule = schedule.starting_at(self.sigma_start)
+            walk = system.walk_from(atoms, rng, schedule, self.coupling)
+            walk.scatter(self.sigma_start)
+        elif schedule.n_steps and not isinstance(schedule, ConstantNoise):
+            atoms, walk = system.walk_from_noise(rng, schedule, self.coupling)
+        else:
+            atoms = system.random_start(rng)
+            walk = system.walk_from(atoms, rng, schedule, self.coupling)
+        return Trial(number, atoms, walk)
+
+
+def _sampling(
+    coupling: str | Coupling, schedule: NoiseSchedule | None, periodic: bool
+) -> tuple[Coupling, NoiseSchedule]:
+    if isinstance(coupling, str) and coupling == "rss":
+        return get_coupling("diffusion"), Schedule(n_steps=0)
+    coupling = get_coupling(coupling)
+    return coupling, default_schedule(coupling, periodic) if schedule is None else schedule
+
+
+def _own_starts(starts: Sequence[Atoms], system: System) -> list[Atoms]:
+    copies = [atoms.copy() for atoms in starts]
+    for atoms in copies:
+        system.check_start(atoms)
+    allowed = [np.tile(system.numbers, units) for units in getattr(system, "units", (1,))]
+    if not copies or not all(any(same_composition(a.numbers, n) for n in allowed) for a in copies):
+        raise InputError(f"Every one of the starts must be a structure of {system.formula}, and there must be one.")
+    return copies
+
+
+def _load_score(score: Any, system: System) -> ScoreFunction:
+    from ase_gss.score import load_score  # torch is needed only here
+
+    loaded = score if callable(score) else load_score(score)
+    if hasattr(loaded, "periodic"):
+        if loaded.periodic != system.periodic:
+            suits = "crystals" if loaded.periodic else "molecules"
+            raise InputError(f"The score {loaded.name!r} is for {suits}: give score={system.score!r}.")
+        loaded.check_elements(system.elements)
+    return loaded

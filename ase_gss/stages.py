@@ -1,0 +1,59 @@
+"""The stages of a trial: through the sampler, in step with others, and to a minimum.
+
+Whatever the calculator does on the way ends its trial and nothing else.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ase_gss.forces import CalculatorFailure
+from ase_gss.plan import Plan
+from ase_gss.trial import Ended, Need, Trial
+from ase_gss.walk import complete, propose
+
+
+def sample(trials: Sequence[Trial], plan: Plan) -> None:
+    """Take every trial to the end of its schedule; those that need no score are left as they are."""
+    while ready := [trial for trial in trials if trial.needs is Need.SCORE]:
+        propose([trial.walk for trial in ready], plan.score)
+        physical = [_force(trial, plan) for trial in ready]
+        going = [(t.walk, *both) for t, both in zip(ready, physical, strict=True) if t.ended is None]
+        if going:
+            complete(*zip(*going, strict=True))
+        for trial in ready:
+            if trial.ended is None and (reason := plan.system.out_of_bounds(trial.walk)):
+                trial.end(Ended.CELL, reason)
+
+
+def _force(trial: Trial, plan: Plan) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Force and stress where the trial needs them; a failure ends the trial."""
+    if trial.walk.point is None:
+        return None, None
+    if plan.system.out_of_bounds(trial.walk):  # there a force means nothing, and the score alone leads back
+        return None, None
+    trial.force_calls += 1
+    try:
+        _, forces, stress = plan.system.force(trial.atoms, trial.walk, plan.new_calculator())
+    except CalculatorFailure as failure:
+        trial.end(Ended.CALCULATOR, str(failure))
+        return None, None
+    return forces, stress
+
+
+def relax(trial: Trial, plan: Plan) -> None:
+    """Hand the structure to the optimizer and judge its end."""
+    atoms = trial.sampled()
+    atoms.calc = calculator = plan.new_calculator()
+    outcome = plan.system.relax(
+        atoms, trial.walk.k > 0, optimizer=plan.optimizer, fmax=plan.fmax, max_steps=plan.max_steps
+    )
+    trial.force_calls += calculator.calls
+    ended, reason = Ended.MINIMUM, ""
+    if outcome.failed:
+        ended, reason = Ended.CALCULATOR, outcome.reason
+    elif rejected := plan.system.rejects(atoms):
+        ended, reason = rejected[0], outcome.reason or rejected[1]
+    elif not outcome.converged:
+        ended, reason = Ended.NOT_CONVERGED, outcome.reason
+    trial.end(ended, reason, outcome.converged, atoms, outcome.energy, outcome.forces, outcome.stress)
