@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         "--pressure", type=float, default=0.0, help="on a crystal, GPa; enthalpies are compared (default: %(default)s)"
     )
     search.add_argument("--volume", type=float, help="of one formula unit at the start, Å3 (default: typical)")
-    search.add_argument("--symmetry", action="store_true", help="random starts get a space group; with --coupling rss")
+    search.add_argument(
+        "--symmetry", action="store_true", help="each trial of a crystal starts with a random space group, and keeps it"
+    )
     search.add_argument(
         "-c",
         "--calculator",

@@ -108,7 +108,7 @@ class GSSDynamics(MolecularDynamics):
         if sigma_start is not None and hasattr(schedule, "starting_at"):
             schedule = schedule.starting_at(sigma_start)
         self.schedule, self.sigma_start = schedule, sigma_start
-        self.score = score if callable(score) else _load(score, atoms)
+        self.score = _suitable(score, atoms)
         self.walk = Walk.from_atoms(
             atoms, schedule, self.coupling, rng or np.random.default_rng(), gain, max_step, keep_centre, pressure
         )
@@ -215,7 +215,7 @@ class GSSDynamics(MolecularDynamics):
             self.walk.cell = self.atoms.cell.array.copy()
 
     def _write_atoms(self) -> None:
-        if self.walk.cell is not None:
+        if self.walk.free_cell:  # a fixed one is the caller's, whatever vacuum is in it
             if reason := cell_out_of_bounds(
                 Atoms(self.walk.numbers, self.walk.positions, cell=self.walk.cell, pbc=True), contacts=False
             ):
@@ -251,13 +251,17 @@ class GSSDynamics(MolecularDynamics):
         """Nothing: a step without a force call must not cause one."""
 
 
-def _load(score: Any, atoms: Atoms) -> ScoreFunction:
+def _suitable(score: Any, atoms: Atoms) -> ScoreFunction:
+    """The score for these atoms; what is known of it is checked, a function of the user's is taken as it is."""
     from ase_gss.score import load_score  # torch is needed only here
 
     periodic = bool(atoms.pbc.any())
     suitable = "crystals" if periodic else "molecules"
-    loaded = load_score(suitable if score is None else score)
-    if loaded.periodic != periodic:
-        raise InputError(f"The score {loaded.name!r} is not for these atoms: give score={suitable!r}, or change pbc.")
-    loaded.check_elements(atoms.numbers)
+    loaded = score if callable(score) else load_score(suitable if score is None else score)
+    if hasattr(loaded, "periodic"):
+        if loaded.periodic != periodic:
+            raise InputError(
+                f"The score {loaded.name!r} is not for these atoms: give score={suitable!r}, or change pbc."
+            )
+        loaded.check_elements(atoms.numbers)
     return loaded

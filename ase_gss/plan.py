@@ -93,8 +93,6 @@ class Plan:
             )
         multiplicity = 1 if system.periodic else spin_multiplicity(system.numbers, charge, multiplicity)
         coupling, schedule = _sampling(coupling or system.coupling, schedule, system.periodic)
-        if getattr(system, "symmetry", False) and schedule.n_steps:
-            raise InputError("Symmetric starts are for coupling='rss': noise and score do not keep a symmetry.")
         own_starts = None if starts is None else _own_starts(starts, system)
         optimizer = optimizer_class(optimizer or system.optimizer)
         check_elements(calculator, system.elements)

@@ -1,5 +1,6 @@
 """The hand-off: from a sampled structure to a relaxed one, its cell included, with any ASE optimizer."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
@@ -148,7 +149,10 @@ def hand_off(
         if give_up is not None:
             dynamics.attach(_ask, give_up_interval, give_up, bare, dynamics)
         try:
-            dynamics.run(fmax=fmax, steps=max_steps)
+            with warnings.catch_warnings():
+                # The filter's matrix logarithms are good to 1e-13, and say so.
+                warnings.filterwarnings("ignore", "logm result may be inaccurate")
+                dynamics.run(fmax=fmax, steps=max_steps)
             bare.get_forces()  # some optimizers end elsewhere than where they looked last
         except CalculatorFailure as failure:
             reason, failed = f"calculator: {failure}", True

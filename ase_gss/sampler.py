@@ -194,7 +194,8 @@ def step(batch: Batch, score: Field, xi: Field, forces: Field, c: Coefficients) 
     excess /= c.max_step
     strain = None
     if batch.cells is not None:
-        strain_by_force = _term(c.w_force, c.gain_cell, forces.strain, slice(None)) * batch.free_cell[:, None, None]
+        moves = batch.free_cell[:, None, None]
+        strain_by_force = np.where(moves, _term(c.w_force, c.gain_cell, forces.strain, slice(None)), 0.0)
         excess = np.maximum(excess, np.abs(np.linalg.eigvalsh(strain_by_force)).max(axis=1) / c.max_strain)
     capped = excess > 1
     shortened = np.where(capped, 1 / np.where(capped, excess, 1.0), 1.0)

@@ -64,7 +64,8 @@ class GenerativeRSS:
     volume : float, optional
         Of a crystal: volume of one unit at which trials start, Å3; by default what is typical of its elements.
     symmetry : bool
-        Of a crystal: random starts get a random space group. For "rss" only.
+        Of a crystal: each trial starts with a random space group and keeps it: score, noise and force are projected
+        onto it. Such a trial is cheap and meets symmetric crystals far more often, but may end on a ridge.
     template : Atoms, optional
         Search for places of the atoms `composition` on this slab, in its cell; what is to stay is held by FixAtoms.
     region : tuple of float, optional

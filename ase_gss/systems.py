@@ -20,6 +20,7 @@ from ase_gss.minima import Comparison
 from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, fallen_apart, hand_off
 from ase_gss.schedule import NoiseSchedule
 from ase_gss.starts import random_molecule
+from ase_gss.symmetry import Symmetry
 from ase_gss.trial import Ended
 from ase_gss.walk import Walk, free_atoms
 
@@ -136,7 +137,7 @@ class Crystal:
     volume : float, optional
         Target volume of one formula unit, Å3; by default `typical_volume`.
     symmetry : bool
-        Random starts have a random space group.
+        Trials start with a random space group each, and keep it.
     """
 
     numbers: np.ndarray
@@ -193,8 +194,13 @@ class Crystal:
     ) -> tuple[Atoms, Walk]:
         """A random cell with atoms anywhere, which stands for the first noise level of the schedule."""
         numbers, volume = self._drawn(rng)
-        atoms = uniform_crystal(numbers, rng, volume)
-        return atoms, self.walk_from(atoms, rng, schedule, coupling)
+        if not self.symmetry:
+            atoms = uniform_crystal(numbers, rng, volume)
+            return atoms, self.walk_from(atoms, rng, schedule, coupling)
+        atoms = random_crystal(numbers, rng, volume, symmetry=True)
+        walk = self.walk_from(atoms, rng, schedule, coupling)
+        walk.symmetry = Symmetry.of(atoms)
+        return atoms, walk
 
     def walk_from(self, atoms: Atoms, rng: np.random.Generator, schedule: NoiseSchedule, coupling: Coupling) -> Walk:
         """The sampling state of a given structure."""

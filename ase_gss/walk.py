@@ -12,6 +12,7 @@ from ase_gss.coupling import Coupling
 from ase_gss.errors import InputError
 from ase_gss.sampler import Batch, Coefficients, Field, exponential, force_points, step
 from ase_gss.schedule import NoiseSchedule, cell_noise
+from ase_gss.symmetry import Symmetry
 
 #: Of molecules `score(numbers, positions, sigma, structure)` -> (A, 3); of crystals
 #: `score(numbers, positions, sigma, structure, cells, sigma_cell)` -> (A, 3), (S, 3, 3).
@@ -70,6 +71,8 @@ class Walk:
         The cell moves.
     pressure : float
         External pressure on a cell that moves, eV/Å3.
+    symmetry : Symmetry, optional
+        Of a crystal: score, noise and force are projected onto it.
     k : int
         Steps taken.
 
@@ -100,6 +103,7 @@ class Walk:
     cell: np.ndarray | None = None
     free_cell: bool = False
     pressure: float = 0.0
+    symmetry: Symmetry | None = None
     k: int = 0
     point: np.ndarray | None = None
     point_cell: np.ndarray | None = None
@@ -226,6 +230,10 @@ def _join(walks: Sequence[Walk]) -> tuple[Batch, Coefficients]:
     return batch, coefficients
 
 
+def _symmetric(walk: Walk, field: Field, cell: np.ndarray | None) -> Field:
+    return field if walk.symmetry is None else walk.symmetry.projected(field, cell)
+
+
 def _split(values: np.ndarray, walks: Sequence[Walk]) -> list[np.ndarray]:
     return np.split(values, np.cumsum([len(w.numbers) for w in walks])[:-1])
 
@@ -241,7 +249,7 @@ def _nothing(walk: Walk) -> Field:
 
 def _noise(walk: Walk) -> Field:
     atoms = walk.rng.normal(size=walk.positions.shape)
-    return Field(atoms, None if walk.cell is None else random_strain(walk.rng))
+    return _symmetric(walk, Field(atoms, None if walk.cell is None else random_strain(walk.rng)), walk.cell)
 
 
 def propose(walks: Sequence[Walk], score: ScoreFunction | None) -> None:
@@ -267,7 +275,7 @@ def propose(walks: Sequence[Walk], score: ScoreFunction | None) -> None:
         else:
             scores, strains = score(numbers, batch.positions, sigma, batch.structure, batch.cells, c.sigma_cell)
         for walk, values, strain in zip(scored, _split(scores, scored), strains, strict=True):
-            walk._score = Field(values, strain)
+            walk._score = _symmetric(walk, Field(values, strain), walk.cell)
             walk.score_calls += 1
     batch, c = _join(walks)
     score_field, xi = _joined([w._score for w in walks]), _joined([w._xi for w in walks])
@@ -321,4 +329,5 @@ def _force_field(walk: Walk, forces: np.ndarray | None, stress: np.ndarray | Non
     if stress is None:
         return Field(forces, nothing.strain)
     volume = abs(np.linalg.det(walk.point_cell))
-    return Field(forces, -volume * (stress + walk.pressure * np.eye(3)))
+    field = Field(forces, -volume * (stress + walk.pressure * np.eye(3)))
+    return _symmetric(walk, field, walk.point_cell)
