@@ -335,5 +335,7 @@ def _reason(row: AtomsRow) -> str:
 
 
 def _short(value: Any) -> Any:
-    """The name of what has a name and parameters."""
+    """The name of what has a name and parameters; nothing of a table, which would fill the screen."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return None
     return value.get("name", value) if isinstance(value, dict) else value

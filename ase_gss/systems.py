@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, ClassVar
 
 import numpy as np
@@ -273,6 +274,8 @@ class Surface:
     def __post_init__(self) -> None:
         if not len(self.numbers):
             raise InputError("Give the atoms that are to be added to the template.")
+        if self.region is not None and not (np.shape(self.region) == (2,) and self.region[0] < self.region[1]):
+            raise InputError(f"A region is its lowest and its highest height in Å, in this order, not {self.region}.")
         if self.template.cell.rank < 3 or not self.template.pbc.any():
             raise InputError("The template needs periodic boundaries and three lattice vectors, vacuum included.")
         if self.template.constraints:
@@ -365,7 +368,8 @@ def choose_system(
         Where they do not go together.
     """
     numbers = parse_formula(composition) if isinstance(composition, str) else composition.numbers.copy()
-    of_crystals = bool(pressure) or volume is not None or symmetry or tuple(units) != (1,)
+    units = _whole_numbers(units)
+    of_crystals = bool(pressure) or volume is not None or symmetry or units != (1,)
     if template is not None:
         if of_crystals:
             raise InputError("The cell of a template stays: give no pressure, volume, symmetry or units with it.")
@@ -373,10 +377,17 @@ def choose_system(
     if region is not None:
         raise InputError("A region is for the atoms on a template: give a template, too.")
     if pbc:
-        return Crystal(numbers, tuple(units), pressure, volume, symmetry)
+        return Crystal(numbers, units, pressure, volume, symmetry)
     if of_crystals:
         raise InputError("pressure, volume, symmetry and units are for crystals: set pbc=True (--crystal).")
     return Molecule(numbers, fragments, mirror_images_are_one)
+
+
+def _whole_numbers(units: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(index(number) for number in units)
+    except TypeError as error:
+        raise InputError(f"units are whole numbers of formula units like (1, 2, 4), not {units!r}.") from error
 
 
 def comparison_of(settings: dict[str, Any], refined: bool = False) -> Comparison | CrystalComparison:
