@@ -112,9 +112,10 @@ class Moved(NamedTuple):
 
 
 def exponential(strain: np.ndarray) -> np.ndarray:
-    """Matrix exponential of symmetric matrices (S, 3, 3)."""
-    values, vectors = np.linalg.eigh(strain)
-    return (vectors * np.exp(values)[:, None, :]) @ vectors.transpose(0, 2, 1)
+    """Matrix exponential of symmetric matrices (S, 3, 3); NaN where one is not finite, which LAPACK would refuse."""
+    finite = np.isfinite(strain).all(axis=(1, 2))[:, None, None]
+    values, vectors = np.linalg.eigh(np.where(finite, strain, 0.0))
+    return np.where(finite, (vectors * np.exp(values)[:, None, :]) @ vectors.transpose(0, 2, 1), np.nan)
 
 
 def _deformed(batch: Batch, positions: np.ndarray, strain: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -245,6 +245,13 @@ def test_a_cell_out_of_bounds_ends_the_run_and_leaves_the_atoms_usable(copper, s
     assert np.isfinite(copper.get_scaled_positions()).all()
 
 
+def test_a_score_that_is_not_finite_ends_the_run_and_leaves_the_atoms_usable(copper):
+    with pytest.raises(CellOutOfBounds, match="not finite"):
+        dynamics(copper, lambda *batch: (np.zeros_like(batch[1]), np.full_like(batch[4], np.nan))).run()
+    assert np.isfinite(copper.positions).all()
+    assert np.isfinite(copper.cell.array).all()
+
+
 @pytest.mark.parametrize("coupling", ["diffusion", "hot", "mi", "mn", "langevin"])
 def test_same_seed_same_numbers(copper, score, coupling):
     ends = []

@@ -183,7 +183,7 @@ def test_max_calls_with_forces_while_sampling(coupling):
 def test_an_interrupted_search_ends_as_one_that_was_not(tmp_path):
     path = tmp_path / "cu2.db"
     with pytest.raises(KeyboardInterrupt):
-        rss(8, calculator=Balloon(interrupted_at=30), database=path, units=(1, 2))
+        rss(8, calculator=Balloon(interrupted_at=12), database=path, units=(1, 2))
     again = rss(database=path, units=(1, 2))
     assert 0 < again.trials < 8
     again.run(trials=8)
@@ -294,6 +294,21 @@ def test_a_cell_that_is_lost_ends_its_trial_with_the_reason_and_costs_nothing(si
     assert calculator.calls == search.force_calls == 0
     assert search.minima == []
     assert summary(search.archive)["failed"] == 3
+
+
+def test_a_score_that_is_not_finite_ends_its_own_trial_only():
+    right = GaussianCrystalScore(bulk("Cu", a=3.6))
+
+    def score(numbers, positions, sigma, structure, cells, sigma_cell):
+        values, strain = right(numbers, positions, sigma, structure, cells, sigma_cell)
+        if len(cells) == 3:
+            strain[1] = np.nan
+        return values, strain
+
+    search = sampled(3, score=score)
+    ended = [(str(record.ended), record.reason) for record in search.archive.records]
+    assert ended[1] == ("cell out of bounds", "the cell or the positions are not finite")
+    assert ended[0][0] == ended[2][0] == "minimum"
 
 
 def test_own_starts_are_taken_in_turn():
@@ -418,7 +433,7 @@ def test_a_template_that_cannot_be_is_refused(slab):
         (None, {"starts": [slab]}, "either starts or a template"),
         (None, {"region": (11.0, 10.0)}, "in this order"),
         (None, {"region": 5.0}, "lowest and its highest height"),
-        (None, {"region": (13.9, 14.0)}, "finds no room"),
+        (None, {"region": (8.0, 9.0), "formula": "Cu20"}, "finds no room"),
         (None, {"formula": "Fe", "calculator": "emt"}, "does not know Fe"),
         (lambda: slab.set_constraint(), {}, "no fixed atom"),
         (lambda: slab.set_constraint([FixAtoms([0]), Hookean(1, 2, 1.0)]), {}, "FixAtoms only"),
