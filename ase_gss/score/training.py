@@ -14,13 +14,14 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from ase_gss.errors import InputError
 from ase_gss.schedule import cell_noise
 from ase_gss.score.crystal_data import Crystals, NoisedCrystals, read_crystals
 from ase_gss.score.crystal_data import add_noise as noise_crystals
 from ase_gss.score.crystal_denoiser import CrystalDenoiser
 from ase_gss.score.data import NoisedBatches, Structures, add_noise, read_structures
 from ase_gss.score.denoiser import Denoiser
-from ase_gss.score.model import save_model
+from ase_gss.score.model import load_score, save_model
 
 #: Noise levels (Å) at which the validation loss is reported.
 VALIDATION_SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
@@ -195,6 +196,15 @@ def git_revision() -> str:
     return result.stdout.strip() or "unknown"
 
 
+def _take_weights(denoiser: nn.Module, start_from: str) -> None:
+    try:
+        denoiser.load_state_dict(load_score(start_from).denoiser.state_dict())
+    except RuntimeError as error:
+        raise InputError(
+            f"The weights of {start_from!r} do not fit: train the same kind and size of network."
+        ) from error
+
+
 def train(
     source: str,
     output: str,
@@ -206,6 +216,8 @@ def train(
     learning_rate: float = 1e-3,
     n_features: int = 64,
     n_blocks: int = 4,
+    jitter: float | None = None,
+    start_from: str | None = None,
     device: str = "cpu",
     validate_every: int = 1000,
     compile_network: bool = False,
@@ -228,6 +240,10 @@ def train(
         Optimizer steps, structures in a step, peak learning rate.
     n_features, n_blocks : int
         Size of the network.
+    jitter : float, optional
+        See `ElementEmbedding`; by default 0.5 for molecules, of which data sets have few elements, and 0 for crystals.
+    start_from : str, optional
+        Score (see `load_score`) whose weights the training starts from; the network must be of the same size.
     device : str
         "cpu" or "cuda".
     validate_every : int
@@ -247,7 +263,9 @@ def train(
     folder = Path(output + ".checkpoints")
     last = folder / "last.ckpt"
     torch.manual_seed(seed)
-    network = {"n_features": n_features, "n_blocks": n_blocks}
+    if jitter is None:
+        jitter = 0.0 if crystals else 0.5
+    network = {"n_features": n_features, "n_blocks": n_blocks, "jitter": jitter}
     card = {
         "data": source,
         "structures": len(training),
@@ -259,6 +277,9 @@ def train(
     }
     kind = CrystalTraining if crystals else MoleculeTraining
     module = kind(network, learning_rate, steps, output, card)
+    if start_from is not None:
+        _take_weights(module.denoiser, start_from)
+        card["started_from"] = load_score(start_from).card
     if compile_network:
         module.denoiser.network.compile(dynamic=True)
     # After a restart the stream goes on with other numbers instead of repeating its beginning.
