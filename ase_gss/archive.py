@@ -40,6 +40,7 @@ FIXED_SETTINGS = (
     "template",
     "template_cell",
     "template_positions",
+    "template_fixed",
     "region",
 )
 

@@ -34,8 +34,10 @@ def cell_out_of_bounds(atoms: Atoms, contacts: bool = True) -> str | None:
     if not (np.all(np.isfinite(cell)) and np.all(np.isfinite(atoms.positions))):
         return "the cell or the positions are not finite"
     volume = np.linalg.det(cell)
+    if volume < -1e-3:
+        return "the lattice vectors are left-handed (swap two of them)"
     if volume <= 0:
-        return "the cell has collapsed: its lattice vectors are in one plane or left-handed"
+        return "the cell has collapsed: its lattice vectors are in one plane"
     spheres = 4 / 3 * np.pi * np.sum(covalent_radii[atoms.numbers] ** 3)
     n_atoms = len(atoms)
     if volume < _LEAST_VOLUME * spheres:

@@ -14,6 +14,7 @@ from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator
 from ase_gss.relax import optimizer_class
 from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
+from ase_gss.symmetry import Symmetry
 from ase_gss.systems import System
 from ase_gss.trial import Trial
 from ase_gss.walk import ScoreFunction
@@ -93,6 +94,8 @@ class Plan:
             )
         multiplicity = 1 if system.periodic else spin_multiplicity(system.numbers, charge, multiplicity)
         coupling, schedule = _sampling(coupling or system.coupling, schedule, system.periodic)
+        if starts is not None and getattr(system, "symmetry", False):
+            raise InputError("Own starts have the symmetry that they have: leave out symmetry, or the starts.")
         own_starts = None if starts is None else _own_starts(starts, system)
         optimizer = optimizer_class(optimizer or system.optimizer)
         check_elements(calculator, system.elements)
@@ -151,6 +154,8 @@ class Plan:
         else:
             atoms = system.random_start(rng)
             walk = system.walk_from(atoms, rng, schedule, self.coupling)
+            if schedule.n_steps and getattr(system, "symmetry", False):
+                walk.symmetry = Symmetry.of(atoms)
         return Trial(number, atoms, walk)
 
 

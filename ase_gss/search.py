@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from ase_gss.archive import Archive
+from ase_gss.calculators import CALCULATORS
 from ase_gss.coupling import Coupling
 from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFactory
@@ -203,22 +204,20 @@ class GenerativeRSS:
             keys += ["fragments", "mirror_images_are_one"]
             if calculator is None or isinstance(calculator, str):
                 keys += ["charge", "multiplicity"]
-        try:
-            search = cls(
-                settings["formula"],
-                settings["calculator"] if calculator is None else calculator,
-                coupling="rss",
-                pbc=bool(settings.get("periodic")),
-                verify=verify,
-                **{key: settings[key] for key in keys},
-            )
-        except InputError as error:
-            if calculator is not None:
-                raise
+        by_name = settings["calculator"] in CALCULATORS or ":" in settings["calculator"]
+        if calculator is None and not by_name:
             raise InputError(
                 f"The calculator of {database}, {settings['calculator']}, was not given by name: "
                 "give it now (-c in the shell)."
-            ) from error
+            )
+        search = cls(
+            settings["formula"],
+            settings["calculator"] if calculator is None else calculator,
+            coupling="rss",
+            pbc=bool(settings.get("periodic")),
+            verify=verify,
+            **{key: settings[key] for key in keys},
+        )
         search.archive, search._found = archive, Found(archive)
         return search
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 from ase.units import GPa
 
 from ase_gss.bonds import is_connected
@@ -278,14 +279,10 @@ class Surface:
             raise InputError(f"A region is its lowest and its highest height in Å, in this order, not {self.region}.")
         if self.template.cell.rank < 3 or not self.template.pbc.any():
             raise InputError("The template needs periodic boundaries and three lattice vectors, vacuum included.")
-        if self.template.constraints:
-            free = np.ones(len(self.template), bool)
-            for constraint in self.template.constraints:
-                free[constraint.get_indices()] = False
-        else:
-            free = np.ones(len(self.template), bool)
-        if len(self.template) and free.all():
+        if not any(isinstance(constraint, FixAtoms) for constraint in self.template.constraints):
             raise InputError("The template has no fixed atom: hold the slab with ase.constraints.FixAtoms.")
+        everything = self.template + Atoms(self.numbers, positions=np.zeros((len(self.numbers), 3)))
+        self._free = free_atoms(everything)
 
     @property
     def formula(self) -> str:
@@ -304,6 +301,7 @@ class Surface:
             "template": self.template.get_chemical_formula(),
             "template_cell": self.template.cell.array.round(6).tolist(),
             "template_positions": self.template.positions.round(4).tolist(),
+            "template_fixed": np.flatnonzero(~self._free).tolist(),
             "region": None if self.region is None else list(self.region),
         }
 
@@ -370,6 +368,11 @@ def choose_system(
     numbers = parse_formula(composition) if isinstance(composition, str) else composition.numbers.copy()
     units = _whole_numbers(units)
     of_crystals = bool(pressure) or volume is not None or symmetry or units != (1,)
+    periodic = template is not None or pbc
+    if periodic and (fragments or not mirror_images_are_one):
+        raise InputError("fragments and mirror_images_are_one are for molecules: leave them out.")
+    if not periodic and not isinstance(composition, str) and composition.pbc.any():
+        raise InputError("These atoms are periodic: set pbc=True to search for crystals, or atoms.pbc = False.")
     if template is not None:
         if of_crystals:
             raise InputError("The cell of a template stays: give no pressure, volume, symmetry or units with it.")
