@@ -216,7 +216,7 @@ def train(
     learning_rate: float = 1e-3,
     n_features: int = 64,
     n_blocks: int = 4,
-    jitter: float | None = None,
+    jitter: float = 0.5,
     start_from: str | None = None,
     device: str = "cpu",
     validate_every: int = 1000,
@@ -240,8 +240,8 @@ def train(
         Optimizer steps, structures in a step, peak learning rate.
     n_features, n_blocks : int
         Size of the network.
-    jitter : float, optional
-        See `ElementEmbedding`; by default 0.5 for molecules, of which data sets have few elements, and 0 for crystals.
+    jitter : float
+        See `ElementEmbedding`.
     start_from : str, optional
         Score (see `load_score`) whose weights the training starts from; the network must be of the same size.
     device : str
@@ -263,8 +263,6 @@ def train(
     folder = Path(output + ".checkpoints")
     last = folder / "last.ckpt"
     torch.manual_seed(seed)
-    if jitter is None:
-        jitter = 0.0 if crystals else 0.5
     network = {"n_features": n_features, "n_blocks": n_blocks, "jitter": jitter}
     card = {
         "data": source,
