@@ -265,7 +265,7 @@ def train(
     torch.manual_seed(seed)
     network = {"n_features": n_features, "n_blocks": n_blocks, "jitter": jitter}
     card = {
-        "data": source,
+        "data": Path(source).name,
         "structures": len(training),
         "elements": sorted({int(z) for z in np.unique(training.numbers)}),
         "held_out": list(hold_out),
