@@ -16,6 +16,8 @@ from ase_gss.trial import Ended
 
 #: Energies above the lowest within which minima are counted: eV for molecules, eV/atom for periodic structures.
 WINDOWS, CRYSTAL_WINDOWS = (1, 2, 3, 5), (0.05, 0.1, 0.3)
+#: Å; at fmax 0.05 the atoms of rutile (CHGNet) are up to 0.15 Å from their symmetric places.
+SYMMETRY_TOLERANCE = 0.2
 #: Hits below which nothing is said about completeness.
 ENOUGH_HITS = 30
 
@@ -117,7 +119,7 @@ def _crystal_rows(minima: list[Atoms]) -> list[str]:
         lines.append(
             f"{rank:4d}  {enthalpy - lowest:10.4f}  {enthalpy:10.4f}  {volume:9.3f}  {info['hits']:5d}  "
             f"{info['first_call']:10d}  {info['first_trial']:11d}  {formula_of(atoms.numbers, crystal=True):<10}  "
-            f"{space_group(atoms)[0]}"
+            f"{space_group(atoms, SYMMETRY_TOLERANCE)[0]}"
         )
     return lines
 
