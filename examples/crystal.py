@@ -10,7 +10,8 @@ if __name__ == "__main__":
     search = GenerativeRSS("Si4", calculator="tersoff", pbc=True, units=(1, 2), pressure=5 * GPa, seed=0)
     search.run(max_calls=600)
     for atoms in search.minima[:5]:
-        print(f"{atoms.info['ranking_energy']:.4f} eV/atom, {atoms.get_volume() / len(atoms):.2f} Å3/atom, {len(atoms)}")
+        volume = atoms.get_volume() / len(atoms)
+        print(f"{len(atoms)} atoms: {atoms.info['ranking_energy']:.4f} eV/atom, {volume:.2f} Å3/atom")
 
     # Noise of 0.5 Å and the strain that belongs to it, taken away again: no force call until the hand-off.
     atoms = bulk("MgO", "rocksalt", a=4.2, cubic=True)
