@@ -297,7 +297,7 @@ class GenerativeRSS:
         Raises
         ------
         SearchError
-            After 20 trials in a row that the calculator has ended.
+            After 20 trials in a row that the calculator or a lost cell has ended.
         """
         if trials is None and max_calls is None:
             raise InputError("Give the search an end: trials, max_calls, or both.")
@@ -396,13 +396,13 @@ class GenerativeRSS:
                     trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
 
     def _judge_failure(self, trial: Trial) -> None:
-        """Count trials that the calculator has ended, and raise after too many in a row."""
+        """Count trials that the calculator or a lost cell has ended, and raise after too many in a row."""
         if trial.ended in (Ended.KNOWN, Ended.BUDGET):
             return
-        self._failures = self._failures + 1 if trial.ended is Ended.CALCULATOR else 0
+        self._failures = self._failures + 1 if trial.ended in (Ended.CALCULATOR, Ended.CELL) else 0
         if self._failures >= MAX_FAILURES:
             raise SearchError(
-                f"{MAX_FAILURES} trials in a row were ended by the calculator, the last one so: {trial.reason}"
+                f"{MAX_FAILURES} trials in a row ended without a structure, the last so: {trial.ended}: {trial.reason}"
             )
 
     def _flush(self) -> None:

@@ -30,7 +30,10 @@ def _force(trial: Trial, plan: Plan) -> tuple[np.ndarray | None, np.ndarray | No
     """Force and stress where the trial needs them; a failure ends the trial."""
     if trial.walk.point is None:
         return None, None
-    if plan.system.out_of_bounds(trial.walk):  # there a force means nothing, and the score alone leads back
+    if reason := plan.system.out_of_bounds(trial.walk):
+        # There a force means nothing: the score alone leads back, where it has its weight.
+        if trial.walk.weights[0] < 0.5:
+            trial.end(Ended.CELL, reason)
         return None, None
     trial.force_calls += 1
     try:

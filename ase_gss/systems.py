@@ -1,7 +1,7 @@
 """What is searched: a molecule, a crystal, or atoms on a surface. How its trials start, relax, end and are compared."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import index
 from typing import Any, ClassVar
 
@@ -119,10 +119,6 @@ class Molecule:
             return None
         return Ended.FRAGMENTS, "not in one piece"
 
-    def comparison(self, refined: bool = False) -> Comparison:
-        """When two ends are one."""
-        return (Comparison.refined if refined else Comparison.searching)(self.mirror_images_are_one)
-
 
 @dataclass
 class Crystal:
@@ -189,17 +185,22 @@ class Crystal:
     def random_start(self, rng: np.random.Generator) -> Atoms:
         """A random structure to relax."""
         numbers, volume = self._drawn(rng)
-        return random_crystal(numbers, rng, volume, symmetry=self.symmetry)
+        atoms = random_crystal(numbers, rng, volume, symmetry=self.symmetry)
+        atoms.info.clear()  # the space group is that of the start, not of the end
+        return atoms
+
+    def _uniform(self, rng: np.random.Generator) -> Atoms:
+        numbers, volume = self._drawn(rng)
+        return uniform_crystal(numbers, rng, volume)
 
     def walk_from_noise(
         self, rng: np.random.Generator, schedule: NoiseSchedule, coupling: Coupling
     ) -> tuple[Atoms, Walk]:
         """A random cell with atoms anywhere, which stands for the first noise level of the schedule."""
-        numbers, volume = self._drawn(rng)
         if not self.symmetry:
-            atoms = uniform_crystal(numbers, rng, volume)
+            atoms = self._uniform(rng)
             return atoms, self.walk_from(atoms, rng, schedule, coupling)
-        atoms = random_crystal(numbers, rng, volume, symmetry=True)
+        atoms = self.random_start(rng)
         walk = self.walk_from(atoms, rng, schedule, coupling)
         walk.symmetry = Symmetry.of(atoms)
         return atoms, walk
@@ -244,10 +245,6 @@ class Crystal:
         reason = cell_out_of_bounds(atoms)
         return (Ended.CELL, reason) if reason else None
 
-    def comparison(self, refined: bool = False) -> CrystalComparison:
-        """When two ends are one."""
-        return (CrystalComparison.refined if refined else CrystalComparison.searching)(self.pressure)
-
 
 @dataclass
 class Surface:
@@ -258,7 +255,7 @@ class Surface:
     numbers : ndarray, shape (N,)
         Atomic numbers of the atoms that are added.
     template : Atoms
-        What is there already, usually a slab held by FixAtoms. What is not held moves, too, from where it is.
+        What is there already, usually a slab held by FixAtoms. What is not held moves in the hand-off only.
     region : tuple of float, optional
         Lowest and highest height (Å) of the added atoms, along the normal of the first two lattice vectors.
     """
@@ -283,6 +280,8 @@ class Surface:
             raise InputError("The template has no fixed atom: hold the slab with ase.constraints.FixAtoms.")
         everything = self.template + Atoms(self.numbers, positions=np.zeros((len(self.numbers), 3)))
         self._free = free_atoms(everything)
+        if self._free.all():
+            raise InputError("The template has no fixed atom: hold the slab with ase.constraints.FixAtoms.")
 
     @property
     def formula(self) -> str:
@@ -299,6 +298,7 @@ class Surface:
         return {
             "periodic": True,
             "template": self.template.get_chemical_formula(),
+            "atoms": len(self.template) + len(self.numbers),
             "template_cell": self.template.cell.array.round(6).tolist(),
             "template_positions": self.template.positions.round(4).tolist(),
             "template_fixed": np.flatnonzero(~self._free).tolist(),
@@ -318,7 +318,13 @@ class Surface:
             schedule = schedule.starting_at(min(SURFACE_NOISE, schedule.sigma(0)))
         return atoms, self.walk_from(atoms, rng, schedule, coupling)
 
-    walk_from = Molecule.walk_from
+    def walk_from(self, atoms: Atoms, rng: np.random.Generator, schedule: NoiseSchedule, coupling: Coupling) -> Walk:
+        """The sampling state of a given structure: the whole template is context."""
+        walk = Walk.from_atoms(atoms, schedule, coupling, rng)
+        walk.free[: len(self.template)] = False
+        walk.free_cell = False
+        return walk
+
     check_calculator = Molecule.check_calculator
     force = Molecule.force
     out_of_bounds = Molecule.out_of_bounds
@@ -336,10 +342,6 @@ class Surface:
     def rejects(self, atoms: Atoms) -> tuple[Ended, str] | None:
         """How a trial with this end has ended where it is not one of those looked for."""
         return None
-
-    def comparison(self, refined: bool = False) -> CrystalComparison:
-        """When two ends are one."""
-        return (CrystalComparison.refined if refined else CrystalComparison.searching)()
 
 
 System = Molecule | Crystal | Surface
@@ -397,6 +399,10 @@ def comparison_of(settings: dict[str, Any], refined: bool = False) -> Comparison
     """When two ends of a search with these settings are one."""
     if settings.get("periodic"):
         make = CrystalComparison.refined if refined else CrystalComparison.searching
-        return make(settings.get("pressure", 0.0))
+        comparison = make(settings.get("pressure", 0.0))
+        if "template" not in settings:
+            return comparison
+        # A slab dilutes the energy of what sits on it: there the tolerance is one for all atoms together.
+        return replace(comparison, energy_tolerance=comparison.energy_tolerance / settings["atoms"])
     make = Comparison.refined if refined else Comparison.searching
     return make(settings.get("mirror_images_are_one", True))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Referee: how many distinct minima are in a set of relaxed crystals, by the counting rule of DESIGN.md.
+"""Referee: how many distinct minima are in a set of relaxed crystals, by one rule for all methods.
 
 Every end low enough to count is re-relaxed, its cell included, to max|F| < 0.01 eV/Å and max|stress + p| < 0.02 GPa,
 and two ends are one minimum when `CrystalComparison.refined()` says so. FILE is anything ASE reads with one structure

@@ -8,7 +8,8 @@
 interrupted goes on, one that is finished is not repeated, so several processes may share the work by their seeds.
 `report` writes DIR/report.json and prints tables, all by the same rule for every method:
 
-* calls per good trial: force calls over the trials that ended within 0.05 eV/atom of the lowest structure known;
+* calls per good trial: force calls over the trials that were relaxed to within 0.05 eV/atom of the lowest structure
+  known; a sample that is recognised as a known minimum is a trial, but no good one;
 * calls to the lowest: force calls until a trial ended in it (within 5 meV/atom and StructureMatcher agrees);
 * distinct minima within 0.1 eV/atom of it, of the ends as they are; `count_crystals.py` counts refined ones.
 """
@@ -93,7 +94,7 @@ def facts_of(ends: list[tuple[Record, int]], lowest: Atoms, energy: float, budge
     energies, met = {record.number: per_atom(record) for record, _ in ends}, None
     good, minima = 0, MinimaList(comparison)
     for record, calls in ends:
-        value = energies[record.number] if record.known is None else energies.get(record.known, np.inf)
+        value = energies[record.number]
         good += value - energy < GOOD
         if record.ended is not Ended.MINIMUM or value - energy >= DISTINCT:
             continue
@@ -131,7 +132,7 @@ def report(options: argparse.Namespace) -> None:
         energy = per_atom(best)
         print(f"\n{system}: lowest known {energy:.4f} eV/atom, {space_group(best.atoms)[0]}")
         print(
-            f"{'method':<14} {'seeds':>5} {'calls':>7} {'/trial':>7} {'good %':>7} {'calls/good':>12} "
+            f"{'method':<20} {'seeds':>5} {'calls':>7} {'/trial':>7} {'good %':>7} {'calls/good':>12} "
             f"{'to lowest':>12} {'met':>5} {'distinct':>12}"
         )
         everything[system] = {"lowest": energy, "space_group": space_group(best.atoms)[0], "methods": {}}
@@ -139,7 +140,7 @@ def report(options: argparse.Namespace) -> None:
             for budget in options.budgets or [None]:
                 facts = [facts_of(ends, best.atoms, energy, budget) for ends in seeds.values()]
                 everything[system]["methods"][method if budget is None else f"{method}@{budget}"] = facts
-                print(_line(method, facts))
+                print(_line(method if budget is None else f"{method}@{budget}", facts))
     (options.folder / "report.json").write_text(json.dumps(everything, indent=1))
 
 
@@ -166,7 +167,7 @@ def _line(method: str, facts: list[dict[str, float]]) -> str:
     pooled = sum(fact["calls"] for fact in facts) / good if good else np.nan
     percent = 100 * good / sum(fact["trials"] for fact in facts)
     return (
-        f"{method:<14} {len(facts):5d} {calls:7.0f} {per_trial:7.1f} {percent:7.1f} {pooled:12.0f} "
+        f"{method:<20} {len(facts):5d} {calls:7.0f} {per_trial:7.1f} {percent:7.1f} {pooled:12.0f} "
         f"{mean('calls_to_lowest'):>12} {met:2d}/{len(facts)} {mean('distinct'):>12}"
     )
 
