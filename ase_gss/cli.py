@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--learning-rate", type=float, default=1e-3, help="peak learning rate (default: %(default)s)")
     train.add_argument("--features", type=_positive, default=64, help="width of the network (default: %(default)s)")
     train.add_argument("--blocks", type=_positive, default=4, help="PaiNN blocks (default: %(default)s)")
+    train.add_argument("--jitter", type=float, default=0.5, help="noise on element descriptors (default: %(default)s)")
     train.add_argument("--start-from", metavar="SCORE", help="score whose weights the training starts from")
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     train.add_argument("--validate-every", type=_positive, default=1000, help="steps (default: %(default)s)")
@@ -297,6 +298,7 @@ def _train(options: argparse.Namespace) -> int:
         learning_rate=options.learning_rate,
         n_features=options.features,
         n_blocks=options.blocks,
+        jitter=options.jitter,
         start_from=options.start_from,
         device=options.device,
         validate_every=options.validate_every,

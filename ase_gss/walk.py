@@ -217,7 +217,8 @@ def _join(walks: Sequence[Walk]) -> tuple[Batch, Coefficients]:
     weights = np.array([w.weights for w in walks], dtype=float)
 
     def along(name: str) -> np.ndarray:
-        return np.array([getattr(w.schedule, name)(w.k) for w in walks])
+        # A schedule of one's own may know nothing of cells: then they are context.
+        return np.array([getattr(w.schedule, name, lambda k: 0.0)(w.k) for w in walks])
 
     gain, max_step = np.array([w.gain for w in walks]), np.array([w.max_step for w in walks])
     coefficients = Coefficients(along("sigma"), along("drift"), along("noise"), gain, *weights.T, max_step=max_step)
