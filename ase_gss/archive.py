@@ -1,130 +1,58 @@
-"""The database of a search: an ASE database (SQLite) with one row for each trial, and what has been refined.
+"""The archive of a search: one row for each trial, and what has been refined, in a database that searches may share.
 
-A trial counts as finished once its row is written. SQLite's own locking is used; ASE's lock file would outlive a kill.
+A trial counts as finished once its row is written.
 """
 
-import json
 import os
-import sqlite3
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, KeysView
+from contextlib import contextmanager
 from typing import Any
 
 from ase import Atoms
-from ase.db import connect
-from ase.db.row import AtomsRow
 
+from ase_gss.database import SCHEMA, ArchiveError, as_dict, database_at
 from ase_gss.errors import InputError
+from ase_gss.records import Record, Refined, record_of, record_of_values, refined_of_row, values_of, values_of_refined
+from ase_gss.reservations import Reservations, overlap
+from ase_gss.settings import check_settings
 from ase_gss.trial import Ended, Trial
 
-SCHEMA = 1
-
-#: Settings that must be the same when a search is resumed: other values would make another search.
-FIXED_SETTINGS = (
-    "formula",
-    "calculator",
-    "charge",
-    "multiplicity",
-    "fmax",
-    "seed",
-    "coupling",
-    "score",
-    "fragments",
-    "mirror_images_are_one",
-    "periodic",
-    "units",
-    "pressure",
-    "volume",
-    "symmetry",
-    "template",
-    "template_cell",
-    "template_positions",
-    "template_fixed",
-    "region",
-)
-
-
-@dataclass(frozen=True)
-class Record:
-    """A finished trial as it stands in the database.
-
-    Attributes
-    ----------
-    number, force_calls, score_calls : int
-        As in `Trial`.
-    ended, reason, converged : Ended, str, bool
-        As in `Trial`.
-    atoms : Atoms
-        The end, with its energy where there is one.
-    energy : float or None
-        eV.
-    known : int or None
-        As in `Trial`.
-    """
-
-    number: int
-    force_calls: int
-    score_calls: int
-    ended: Ended
-    reason: str
-    converged: bool
-    atoms: Atoms
-    energy: float | None
-    known: int | None = None
-
-
-@dataclass(frozen=True)
-class Refined:
-    """What came of the tight relaxation of a minimum's representative.
-
-    Attributes
-    ----------
-    number : int
-        Trial that represents the minimum.
-    atoms : Atoms
-        With energy and forces where they are known.
-    ended : Ended
-        MINIMUM; NOT_CONVERGED or CALCULATOR where it is to be tried again; FRAGMENTS or SADDLE where it is no minimum.
-    reason : str
-        Why it is none; empty where it is one.
-    fmax : float
-        Largest force asked for, eV/Å.
-    verified : bool
-        Whether it was checked for imaginary modes.
-    refinement_calls, verification_calls : int
-        Force calls spent.
-    """
-
-    number: int
-    atoms: Atoms
-    ended: Ended
-    reason: str
-    fmax: float
-    verified: bool
-    refinement_calls: int
-    verification_calls: int
-
-    @property
-    def settled(self) -> bool:
-        """It need not be tried again."""
-        return self.ended in (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE, Ended.CELL)
+#: Ends that are read from the database at once.
+_CHUNK = 500
 
 
 class Archive:
-    """Trials of one search, in a file or, with `path=None`, in memory only.
+    """Trials of one search, in a file, on a server or, with `path=None`, in memory only.
+
+    Several searches with the same settings may share a database, in one process or in many: each `reserve` takes trials
+    that no other living search has taken, and `refresh` tells what the others have finished.
 
     Parameters
     ----------
-    path : str or None
-        The file; made at the first write.
+    path : str, path or None
+        The file, made at the first write; or the URL of a PostgreSQL database,
+        ``postgresql://user:password@host:port/database``.
     must_exist : bool
-        Raise where the file is not there.
+        Raise where there is no search.
+
+    Attributes
+    ----------
+    path : str or None
+        As given; `name` is without the password.
+    records : list of Record
+        The finished trials, in the order in which they became known here.
+    refined : dict of Refined
+        What refinement has settled, by the number of the trial.
+    totals : dict of int
+        trials, force_calls, score_calls, refinement_calls, verification_calls.
+    metadata : dict
+        schema, settings, and what `write_metadata` has added.
 
     Raises
     ------
     InputError
-        Where the file is not a database of this program.
+        Where there is something else than a database of this program, or one of a newer version; where the server
+        cannot be reached.
     """
 
     def __init__(self, path: str | os.PathLike | None, must_exist: bool = False) -> None:
@@ -135,20 +63,30 @@ class Archive:
         self.metadata: dict = {}
         self._rows: dict[int, int] = {}
         self._refined_rows: dict[int, int] = {}
-        self._database = None
-        if self.path is None:
+        self._refined_seen: set[int] = set()
+        self._last_row = 0  # up to here the database has been read
+        self._ends: dict[int, Atoms] = {}  # without a database all, else those that came last
+        self._reservations = Reservations()
+        self._reserved: list[range] = []
+        self._full = 0  # all trials below this number are finished
+        self._database = None if self.path is None else database_at(self.path)
+        self._made = False
+        if self._database is None:
             return
-        if os.path.exists(self.path):
-            self._read()
+        if (metadata := self._database.metadata()) is not None:
+            self._take_up(metadata)
         elif must_exist:
-            raise InputError(f"There is no database {self.path}: give the file that a search has written.")
-        elif not os.path.isdir(os.path.dirname(os.path.abspath(self.path))):
-            raise InputError(f"{self.path} cannot be written: its folder does not exist.")
+            raise InputError(f"There is no database {self.name}: give the one that a search has written.")
 
     @property
-    def numbers(self) -> set[int]:
+    def name(self) -> str:
+        """What it is called in messages."""
+        return "the memory" if self._database is None else self._database.name
+
+    @property
+    def numbers(self) -> KeysView[int]:
         """Numbers of the finished trials."""
-        return {record.number for record in self.records}
+        return self._rows.keys()
 
     def open_for(self, settings: dict) -> None:
         """Take up these settings, or check that those of an earlier run agree.
@@ -158,42 +96,179 @@ class Archive:
         InputError
             Where the database belongs to another search.
         """
-        earlier = self.metadata.get("settings")
-        for key in FIXED_SETTINGS if earlier else ():
-            if earlier.get(key) != settings.get(key):
-                before, now = _short(earlier.get(key)), _short(settings.get(key))
-                difference = f"{key} {before}, not {now}" if before != now else f"another {key}"
-                raise InputError(
-                    f"{self.path} is of a search with {difference}: give another file, or the same settings."
-                )
+        check_settings(self.name, self.metadata.get("settings"), settings)
         self.metadata = {"schema": SCHEMA, **self.metadata, "settings": settings}
 
-    def append(self, trials: list[Trial]) -> None:
-        """Write finished trials; all of them or none, and none of them twice."""
-        records = [_record_of(trial) for trial in trials]
-        ids = self._write([(trial.atoms, self._values(trial)) for trial in trials])
-        for record, row in zip(records, ids, strict=True):
+    def append(self, trials: list[Trial]) -> list[Record]:
+        """Write finished trials; all of them or none, and none of them twice.
+
+        Returns
+        -------
+        list of Record
+            What has come to `records`. More than `trials` where others have finished one of them in the meantime: then
+            theirs counts, and all that they have found comes first.
+
+        Raises
+        ------
+        ArchiveError
+            Where they could not be written; the call can be repeated.
+        """
+        seed = self.metadata["settings"]["seed"]
+        rows = self._write([(trial.atoms, values_of(trial, seed)) for trial in trials])
+        if self._database is not None:
+            self._ends = {}
+        if None in rows:
+            return self.refresh()
+        new = [record_of(trial) for trial in trials]
+        for record, row, trial in zip(new, rows, trials, strict=True):
             self._keep(record, row)
+            self._ends[record.number] = trial.atoms
+        return new
 
     def append_refined(self, refined: Refined) -> None:
-        """Write a refined minimum; of several of one trial the last counts."""
-        values = {
-            "refined_trial": refined.number,
-            "ended": str(refined.ended),
-            "reason": refined.reason or "-",
-            "refined_fmax": refined.fmax,
-            "verified": refined.verified,
-            "refinement_calls": refined.refinement_calls,
-            "verification_calls": refined.verification_calls,
-        }
-        (row,) = self._write([(refined.atoms, values)])
+        """Write a refined minimum; of several of one trial the last counts.
+
+        Raises
+        ------
+        ArchiveError
+            Where it could not be written.
+        """
+        (row,) = self._write([(refined.atoms, values_of_refined(refined))])
         self._keep_refined(refined, row)
 
+    def refresh(self) -> list[Record]:
+        """What other searches have written since: trials, which are returned, and refined minima.
+
+        Raises
+        ------
+        ArchiveError
+            Where the database cannot be read.
+        """
+        if self._database is None or not self._is_made():
+            return []
+        new, refined, last = [], [], self._last_row
+        with self._database.reading() as cursor:
+            cursor.execute("SELECT id, energy, key_value_pairs FROM systems WHERE id > ? ORDER BY id", (last,))
+            for row, energy, column in cursor.fetchall():
+                last, values = row, as_dict(column)
+                if "trial" in values and int(values["trial"]) not in self._rows:
+                    new.append((record_of_values(values, energy), row))
+                elif "refined_trial" in values and row not in self._refined_seen:
+                    refined.append(row)
+            minima = [row for record, row in new if record.ended is Ended.MINIMUM]
+            # Those of a whole search are read in turn, by `ends`.
+            minima = minima if len(minima) <= _CHUNK else []
+            found = self._read_rows(minima + refined)
+        self._ends = {} if len(self._ends) > _CHUNK and self.path else self._ends
+        for record, row in new:
+            self._keep(record, row)
+            if row in found:
+                self._ends[record.number] = found[row].toatoms()
+        for row in refined:
+            self._keep_refined(refined_of_row(found[row]), row)
+        self._last_row = last
+        return [record for record, _ in new]
+
+    def atoms_of(self, number: int) -> Atoms:
+        """The end of a finished trial, with its energy, forces and stress where they are known.
+
+        Raises
+        ------
+        KeyError
+            Where the trial is not finished.
+        ArchiveError
+            Where the database cannot be read.
+        """
+        if number in self._ends:
+            return self._ends[number]
+        row = self._rows[number]
+        with self._database.reading():
+            return self._read_rows([row])[row].toatoms()
+
+    def ends(self) -> Iterator[tuple[Record, Atoms | None]]:
+        """All records by number, those that ended in a minimum with their atoms: read in turn, and not kept."""
+        records = sorted(self.records, key=lambda record: record.number)
+        for start in range(0, len(records), _CHUNK):
+            part = records[start : start + _CHUNK]
+            numbers = [record.number for record in part if record.ended is Ended.MINIMUM]
+            missing = [self._rows[number] for number in numbers if number not in self._ends]
+            rows = {}
+            if missing:
+                with self._database.reading():
+                    rows = self._read_rows(missing)
+            for record in part:
+                atoms = None
+                if record.ended is Ended.MINIMUM:
+                    atoms = self._ends.get(record.number)
+                    atoms = rows.pop(self._rows[record.number]).toatoms() if atoms is None else atoms
+                yield record, atoms
+
+    def reserve(self, size: int, last: int | None = None) -> list[int]:
+        """Reserve for this archive what is unfinished of a generation, until it is finished or given back.
+
+        Parameters
+        ----------
+        size : int
+            Generation m is the trials from m * size on.
+        last : int, optional
+            Number of trials wanted in all.
+
+        Returns
+        -------
+        list of int
+            Numbers of the trials in the lowest generation that has some which are neither finished nor reserved by a
+            living search, this one included. Empty where there are none below `last`; others may still be at work.
+
+        Raises
+        ------
+        ArchiveError
+            Where it could not be written.
+        InputError
+            Where another search, with other settings, has made the database in the meantime.
+        """
+        while self._full in self._rows:
+            self._full += 1
+        with self._writing() as cursor:
+            ours = [numbers for numbers in self._reserved if any(number not in self._rows for number in numbers)]
+            others = [] if cursor is None else self._reservations.others(cursor)
+            free = self._first_free(cursor, size, last, ours + others)
+            if free:
+                ours.append(range(free[0], free[-1] + 1))
+            if cursor is not None:
+                # Another may have taken over what was ours: then we seemed dead, and what it reserves counts.
+                self._reservations.write(cursor, [r for r in ours if not any(overlap(r, other) for other in others)])
+        self._reserved = ours
+        return free
+
+    def heartbeat(self) -> None:
+        """Give a sign of life, so that other hosts do not take over what is reserved here; as `append` does.
+
+        To be called every few minutes where no trial is finished.
+        """
+        if self._reserved and self._database is not None:
+            with self._database.transaction() as cursor:
+                self._reservations.beat(cursor)
+
+    def release(self) -> None:
+        """Give back what is reserved, for any search to take."""
+        self._reserved = []
+        if self._made:
+            with self._database.transaction() as cursor:
+                self._reservations.write(cursor, [])
+
     def write_metadata(self, **values) -> None:
-        """Add to the metadata; it is in the file when this returns."""
-        self.metadata.update(values)
-        if self.path is not None:
-            self._connection().metadata = self.metadata
+        """Add to the metadata; it is in the database when this returns.
+
+        Raises
+        ------
+        ArchiveError
+            Where it could not be written.
+        """
+        metadata = {**self.metadata, **values}
+        if self._database is not None:
+            self._make()
+            metadata = self._database.merge_metadata(metadata)
+        self.metadata = metadata
 
     def mark_minima(self, ranks: dict[int, int]) -> None:
         """Give the rows of these minima the key `minimum`, their rank from 1 on, and take it from all others.
@@ -204,19 +279,102 @@ class Archive:
         ----------
         ranks : dict
             Rank of each trial that represents a minimum.
+
+        Raises
+        ------
+        ArchiveError
+            Where they could not be written.
         """
-        if self.path is None:
+        if self._database is None:
             return
+        self._make()
         wanted = {self._refined_rows.get(number, self._rows[number]): rank for number, rank in ranks.items()}
-        database = self._connection()
-        with database:
-            marked = {row.id: row.minimum for row in database.select("minimum>0", include_data=False)}
-            for row, rank in marked.items():
-                if wanted.get(row) != rank:
-                    database.update(row, delete_keys=["minimum"])
-            for row, rank in wanted.items():
-                if marked.get(row) != rank:
-                    database.update(row, minimum=rank)
+        self._database.mark("minimum", wanted)
+
+    def _take_up(self, metadata: dict) -> None:
+        """Read what is there already."""
+        if metadata.get("schema", 0) not in range(1, SCHEMA + 1):
+            raise InputError(
+                f"{self.name} is not a database of ase-gss, or one of a newer version: pip install -U ase-gss."
+            )
+        self.metadata, self._made = metadata, True
+        try:
+            self.refresh()
+        except ArchiveError as error:
+            raise InputError(str(error)) from error
+
+    def _is_made(self) -> bool:
+        """Whether there is a database, by now perhaps another's."""
+        if not self._made and (metadata := self._database.metadata()) is not None:
+            self._take_up_others(metadata)
+        return self._made
+
+    def _make(self) -> None:
+        """Make the database where there is none; where another search was faster, it must be the same search."""
+        if self._made:
+            return
+        if self._database.make(self.metadata):
+            self._made = True
+        else:
+            self._take_up_others(self._database.metadata())
+
+    def _take_up_others(self, metadata: dict) -> None:
+        settings = self.metadata.get("settings")
+        if settings is not None:
+            check_settings(self.name, metadata.get("settings"), settings)
+        self.metadata = {**metadata, **({} if settings is None else {"settings": settings})}
+        self._made = True
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """A cursor to write with; None in memory."""
+        if self._database is None:
+            yield None
+            return
+        self._make()
+        with self._database.transaction() as cursor:
+            yield cursor
+
+    def _first_free(self, cursor: Any, size: int, last: int | None, taken: list[range]) -> list[int]:
+        """Numbers of the lowest generation with some that are neither finished nor taken."""
+        start = self._full - self._full % size
+        while last is None or start < last:
+            stop = start + size if last is None else min(start + size, last)
+            free = [n for n in range(start, stop) if n not in self._rows and not any(n in numbers for numbers in taken)]
+            if free and cursor is not None:  # others may have finished some that are not known here yet
+                cursor.execute(
+                    "SELECT value FROM number_key_values WHERE key = 'trial' AND value >= ? AND value < ?",
+                    (start, stop),
+                )
+                finished = {int(value) for (value,) in cursor.fetchall()}
+                free = [number for number in free if number not in finished]
+            if free:
+                # One range without those of others in between, who may have generations of another size.
+                end = min([numbers.start for numbers in taken if numbers.start > free[0]], default=stop)
+                return [number for number in free if number < end]
+            start += size
+        return []
+
+    def _write(self, rows: list[tuple[Atoms, dict]]) -> list[int | None]:
+        """Write rows; returns their ids, None for a trial that is there already.
+
+        It may be there because an interrupt came after the commit and before anybody knew, or from another search.
+        """
+        if self._database is None:
+            return [0] * len(rows)
+        self._make()
+        ids: list[int | None] = []
+        with self._database.transaction() as cursor:
+            for atoms, values in rows:
+                there = None
+                if "trial" in values:
+                    cursor.execute(
+                        "SELECT id FROM number_key_values WHERE key = 'trial' AND value = ?", (values["trial"],)
+                    )
+                    there = cursor.fetchone()
+                ids.append(self._database.ase.write(atoms, **values) if there is None else None)
+            self._reservations.beat(cursor)
+        return ids
 
     def _keep(self, record: Record, row: int) -> None:
         self._rows[record.number] = row
@@ -226,6 +384,7 @@ class Archive:
         self.totals["score_calls"] += record.score_calls
 
     def _keep_refined(self, refined: Refined, row: int) -> None:
+        self._refined_seen.add(row)
         self.totals["refinement_calls"] += refined.refinement_calls
         self.totals["verification_calls"] += refined.verification_calls
         if refined.settled:
@@ -234,109 +393,9 @@ class Archive:
             if refined.ended is Ended.MINIMUM:
                 self._refined_rows[refined.number] = row
 
-    def _connection(self):
-        if self._database is None:
-            if not os.path.exists(self.path):
-                self._make()
-            self._database = connect(self.path, type="db", use_lock_file=False)
-        return self._database
-
-    def _make(self) -> None:
-        """Make the file aside and move it into place: a kill in between leaves no file that lacks its metadata."""
-        unfinished = f"{self.path}.part"
-        if os.path.exists(unfinished):
-            os.remove(unfinished)
-        connect(unfinished, type="db", use_lock_file=False).metadata = self.metadata
-        with closing(sqlite3.connect(unfinished)) as connection:
-            connection.execute("CREATE UNIQUE INDEX trial_once ON number_key_values (value) WHERE key = 'trial'")
-            connection.commit()
-        os.replace(unfinished, self.path)
-
-    def _write(self, rows: list[tuple[Atoms, dict]]) -> list[int]:
-        if self.path is None:
-            return [0] * len(rows)
-        database, ids = self._connection(), []
-        with database:
-            for atoms, values in rows:
-                # An interrupt may have come after the commit and before anybody knew: then the trial is there already.
-                there = next(database.select(trial=values["trial"]), None) if "trial" in values else None
-                ids.append(database.write(atoms, **values) if there is None else there.id)
-        return ids
-
-    def _values(self, trial: Trial) -> dict:
-        settings = self.metadata["settings"]
-        coupling = getattr(trial.walk.coupling, "name", type(trial.walk.coupling).__name__)
-        return {
-            "trial": trial.number,
-            "seed": settings["seed"],
-            "coupling": coupling if trial.walk.schedule.n_steps else "rss",
-            "ended": str(trial.ended),
-            "reason": trial.reason or "-",
-            "converged": trial.converged,
-            **({} if trial.known is None else {"known": trial.known}),
-            "force_calls": trial.force_calls,
-            "score_calls": trial.score_calls,
-        }
-
-    def _read(self) -> None:
-        """Read a file of this program; any other is refused before ase.db, which would write into it, sees it."""
-        try:
-            with closing(sqlite3.connect(f"{Path(self.path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
-                known = connection.execute("SELECT value FROM information WHERE name = 'metadata'").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{self.path} is not a database of ase-gss: {error}.") from error
-        if known is None or json.loads(known[0]).get("schema") != SCHEMA:
-            raise InputError(f"{self.path} is not a database of ase-gss, or of a version that this one cannot read.")
-        database = self._connection()
-        self.metadata = dict(database.metadata)
-        for row in database.select(include_data=False, sort="id"):
-            if "refined_trial" in row:
-                self._keep_refined(_refined_of_row(row), row.id)
-            elif "trial" in row:
-                self._keep(_record_of_row(row), row.id)
-
-
-def _record_of(trial: Trial) -> Record:
-    return Record(
-        trial.number,
-        trial.force_calls,
-        trial.score_calls,
-        trial.ended,
-        trial.reason,
-        trial.converged,
-        trial.atoms,
-        energy=trial.atoms.get_potential_energy() if trial.atoms.calc is not None else None,
-        known=trial.known,
-    )
-
-
-def _record_of_row(row: AtomsRow) -> Record:
-    return Record(
-        row.trial,
-        row.force_calls,
-        row.score_calls,
-        Ended(row.ended),
-        _reason(row),
-        bool(row.converged),
-        row.toatoms(),
-        energy=float(row.energy) if "energy" in row else None,
-        known=row.get("known"),
-    )
-
-
-def _refined_of_row(row: AtomsRow) -> Refined:
-    spent = row.refinement_calls, row.verification_calls
-    ended, atoms = Ended(row.ended), row.toatoms()
-    return Refined(row.refined_trial, atoms, ended, _reason(row), row.refined_fmax, bool(row.verified), *spent)
-
-
-def _reason(row: AtomsRow) -> str:
-    # ase.db refuses an empty text.
-    return "" if row.reason == "-" else row.reason
-
-
-def _short(value: Any) -> Any:
-    """The name of what has a name and parameters; nothing of a table, which would fill the screen."""
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        return None
-    return value.get("name", value) if isinstance(value, dict) else value
+    def _read_rows(self, ids: list[int]) -> dict[int, Any]:
+        """The rows with these ids, which lie close together; within `reading`."""
+        if not ids:
+            return {}
+        wanted, between = set(ids), f"id>={min(ids)},id<={max(ids)}"
+        return {row.id: row for row in self._database.ase.select(between, include_data=False) if row.id in wanted}

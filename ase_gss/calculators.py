@@ -249,25 +249,64 @@ def _own_factory(name: str) -> CalculatorFactory:
     return factory
 
 
-def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[Callable[[], CountedCalculator], str]:
-    """A function that makes a counted calculator that remembers no other trial, and the calculator's name."""
-    if isinstance(calculator, str):
-        factory = calculator_factory(calculator, charge, multiplicity)
-        if ":" not in calculator:
-            factory()  # a model that cannot be loaded is reported now
-            return lambda: CountedCalculator(factory()), calculator
-    elif isinstance(calculator, Calculator) or not callable(calculator):
-        factory = lambda: calculator  # noqa: E731
-    else:
-        factory = calculator
-    if charge:
+class CalculatorSource:
+    """Makes counted calculators that remember no other trial.
+
+    A calculator that was not given by its own name is made once in a process and reset for each trial. A copy that went
+    through pickle carries what is needed to make one, never the one that was made: it makes its own.
+
+    Parameters
+    ----------
+    calculator : str, function or ase calculator
+        As `GenerativeRSS` takes it. Only the last is itself what is used, and pickled.
+    charge, multiplicity : int
+        For calculators by name.
+
+    Raises
+    ------
+    InputError
+        Where there is no such calculator, or its model cannot be loaded.
+    """
+
+    def __init__(self, calculator: Any, charge: int = 0, multiplicity: int = 1) -> None:
+        self.calculator, self.charge, self.multiplicity = calculator, charge, multiplicity
+        self._factory: CalculatorFactory | None = None
+        self._made: Calculator | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what lives in this process only."""
+        return self.__dict__ | {"_factory": None, "_made": None}
+
+    def __call__(self) -> CountedCalculator:
+        """One for a trial."""
+        if self._factory is None:
+            self._factory = self._resolved()
+        if self.named:
+            return CountedCalculator(self._factory())
+        if self._made is None:
+            self._made = self._factory()
+            if not hasattr(self._made, "get_property"):
+                raise InputError("The calculator must be a name, an ASE calculator, or a function that makes one.")
+        self._made.reset()
+        return CountedCalculator(self._made)
+
+    @property
+    def named(self) -> bool:
+        """It is one of `CALCULATORS`, of which every trial gets its own."""
+        return isinstance(self.calculator, str) and ":" not in self.calculator
+
+    def _resolved(self) -> CalculatorFactory:
+        if isinstance(self.calculator, str):
+            return calculator_factory(self.calculator, self.charge, self.multiplicity)
+        if isinstance(self.calculator, Calculator) or not callable(self.calculator):
+            return lambda: self.calculator
+        return self.calculator
+
+
+def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[CalculatorSource, str]:
+    """What makes a counted calculator that remembers no other trial, and the calculator's name."""
+    source = CalculatorSource(calculator, charge, multiplicity)
+    if charge and not source.named:
         raise InputError("A charge is for calculators given by name: set it in your own calculator.")
-    made = factory()
-    if not hasattr(made, "get_property"):
-        raise InputError("The calculator must be a name, an ASE calculator, or a function that makes one.")
-
-    def again() -> CountedCalculator:
-        made.reset()
-        return CountedCalculator(made)
-
-    return again, calculator if isinstance(calculator, str) else made.name
+    first = source()  # a model that cannot be loaded is reported now
+    return source, calculator if isinstance(calculator, str) else first.calculator.name

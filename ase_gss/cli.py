@@ -54,8 +54,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--score", help="shipped score or model file (default: molecules, or crystals)")
     search.add_argument(
+        "--regime",
+        help="how trials are made: adaptive goes where new minima are met for the fewest force calls (default for "
+        "molecules); or diffusion, hot, hotter, early, again, rss",
+    )
+    search.add_argument(
         "--coupling",
-        help="hot, diffusion, mi, mn, force, langevin or rss (default: hot, for crystals diffusion)",
+        help="instead of a regime: diffusion (default for crystals), hot, mi, mn, force, langevin or rss",
+    )
+    search.add_argument("-j", "--workers", type=_positive, default=1, help="processes (default: %(default)s)")
+    search.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler that does the work instead")
+    search.add_argument("--call-limit", type=float, metavar="S", help="a force call that takes longer is killed, s")
+    search.add_argument("--trial-limit", type=float, metavar="S", help="a trial that takes longer is killed, s")
+    search.add_argument(
+        "--failure-limit",
+        type=float,
+        default=0.5,
+        help="share of failed trials above which the search stops (default: %(default)s)",
     )
     search.add_argument("--trials", type=_positive, help="end after so many trials in all")
     search.add_argument(
@@ -167,6 +182,7 @@ def _search(options: argparse.Namespace) -> int:
         formula,
         calculator,
         score=options.score,
+        regime=options.regime,
         coupling=options.coupling,
         pbc=options.crystal,
         units=options.formula_units or (1,),
@@ -182,6 +198,11 @@ def _search(options: argparse.Namespace) -> int:
         refine=options.refine,
         database=options.output or f"{formula}.db",
         seed=options.seed,
+        workers=options.workers,
+        executor=options.scheduler,
+        call_limit=options.call_limit,
+        trial_limit=options.trial_limit,
+        failure_limit=options.failure_limit,
     )
     if options.multiplicity is None and search.multiplicity == 2:
         print(f"{formula} with charge {options.charge} has an odd number of electrons: multiplicity 2 is used.")

@@ -1,14 +1,26 @@
 """What the finished trials have found."""
 
+from math import inf
+
+from ase import Atoms
+
 from ase_gss.archive import Archive, Record
+from ase_gss.ledger import Entry, Ledger
 from ase_gss.memory import Memory
 from ase_gss.minima import MinimaList
-from ase_gss.systems import comparison_of
+from ase_gss.systems import comparison_of, window_of
 from ase_gss.trial import Ended
 
 
 class Found:
     """What the trials of an archive have found: the distinct minima, as compared while searching, and what was tried.
+
+    Parameters
+    ----------
+    archive : Archive
+        Of the search.
+    below : int, optional
+        Take up the trials below this number only.
 
     Attributes
     ----------
@@ -16,23 +28,42 @@ class Found:
         Distinct minima.
     memory : Memory
         Structures that need not be relaxed again.
+    ledger : Ledger
+        What each way to make a trial has cost and found.
     """
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, below: float = inf) -> None:
         comparison = comparison_of(archive.metadata.get("settings", {}))
         self.minima, self.memory = MinimaList(comparison), Memory(comparison)
+        self.ledger = Ledger(window_of(archive.metadata.get("settings", {})))
+        self._archive = archive
         self._calls = 0
         self._minimum_of: dict[int, int] = {}
-        for record in archive.records:
-            self.take_up(record)
+        for record, atoms in archive.ends():
+            if record.number < below:
+                self.take_up(record, atoms)
 
-    def take_up(self, record: Record) -> None:
-        """Learn from the next finished trial."""
+    def take_up(self, record: Record, atoms: Atoms | None = None) -> None:
+        """Learn from the next finished trial.
+
+        Parameters
+        ----------
+        record : Record
+            Of the archive.
+        atoms : Atoms, optional
+            Its end; by default read from the archive where it is needed.
+        """
         self._calls += record.force_calls
+        index, energy = None, inf
         if record.ended is Ended.MINIMUM:
-            index, is_new = self.minima.add(record.atoms, record.energy, record.number, self._calls)
+            end = self._archive.atoms_of(record.number) if atoms is None else atoms
+            index, is_new = self.minima.add(end, record.energy, record.number, self._calls)
             self._minimum_of[record.number] = index
             if is_new:
-                self.memory.remember(record.atoms, record.number)
+                # Described once: the memory compares by the same fingerprint, only without its energy.
+                self.memory.remember_described(self.minima.described(index), record.number)
+            energy = self.minima.described(index).ranking_energy
         elif record.known is not None:
-            self.minima.hit(self._minimum_of[record.known])
+            index = self._minimum_of[record.known]
+            self.minima.hit(index)
+        self.ledger.enter(Entry(record.number, record.regime, record.force_calls, index, energy, record.bonds))

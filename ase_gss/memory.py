@@ -2,10 +2,15 @@
 
 from dataclasses import replace
 from math import inf
+from typing import TYPE_CHECKING
 
 from ase import Atoms
 
 from ase_gss.minima import Comparison, Fingerprint
+from ase_gss.nearest import Nearest
+
+if TYPE_CHECKING:
+    from ase_gss.crystal_minima import CrystalFingerprint
 
 
 class Memory:
@@ -24,17 +29,21 @@ class Memory:
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = replace(comparison, energy_tolerance=inf)
-        self._seen: dict[str, list[tuple[Fingerprint, int]]] = {}
+        self._nearest = Nearest(self._comparison)
 
     def remember(self, end: Atoms, trial: int) -> None:
         """Keep the end of a trial."""
-        seen = self._comparison.describe(end, 0.0)
-        self._seen.setdefault(seen.key, []).append((seen, trial))
+        self.remember_described(self._comparison.describe(end, 0.0), trial)
+
+    def remember_described(self, end: "Fingerprint | CrystalFingerprint", trial: int) -> None:
+        """Keep the end of a trial that the search's comparison has described already."""
+        self._nearest.add(trial, end)
 
     def recall(self, sampled: Atoms, before: int) -> int | None:
         """The trial with a number below `before` whose end this structure looks most like, None where there is none."""
-        seen = self._comparison.describe(sampled, 0.0)
-        earlier = [(end, trial) for end, trial in self._seen.get(seen.key, []) if trial < before]
-        distances = [(self._comparison.distance(seen, end), trial) for end, trial in earlier]
-        distance, trial = min(distances, default=(inf, -1))
-        return None if distance == inf else trial
+        return self.look_at(sampled, before)[0]
+
+    def look_at(self, sampled: Atoms, before: int) -> tuple[int | None, str]:
+        """The trial that `recall` gives, and the name of the structure's bonding graph."""
+        described = self._comparison.describe(sampled, 0.0)
+        return self._nearest.find(described, before), described.key

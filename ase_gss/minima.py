@@ -1,8 +1,7 @@
 """Same minimum or another one? The list of distinct minima, their ranking, and how complete the list is."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, inf, isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Literal
 
 import networkx as nx
@@ -14,6 +13,7 @@ from scipy.spatial.distance import cdist
 
 from ase_gss.bonds import bonding_graph, environments, graph_key, isomorphic
 from ase_gss.errors import InputError
+from ase_gss.nearest import Nearest
 
 if TYPE_CHECKING:
     from ase_gss.crystal_minima import CrystalComparison, CrystalFingerprint
@@ -26,13 +26,15 @@ _REFERENCE_LENGTH = 2.0
 class Fingerprint:
     """What structures are compared by, whatever their position, orientation and order of atoms.
 
-    `energy` in eV, `key` the hash of the bonding `graph`, `distances` sorted, shape (N(N-1)/2,), `handedness` the
-    sorted signed volumes of the structure and of its mirror image, or None where mirror images are one.
+    `energy` in eV, `key` the hash of the bonding graph, `elements` its atomic numbers, `bonds` its edges, shape
+    (bonds, 2), `distances` sorted, shape (N(N-1)/2,), `handedness` the sorted signed volumes of the structure and of
+    its mirror image, or None where mirror images are one.
     """
 
     energy: float
     key: str
-    graph: nx.Graph
+    elements: np.ndarray
+    bonds: np.ndarray
     distances: np.ndarray
     handedness: tuple[np.ndarray, np.ndarray] | None
 
@@ -40,6 +42,19 @@ class Fingerprint:
     def ranking_energy(self) -> float:
         """What minima are ranked by: for molecules the energy."""
         return self.energy
+
+    @property
+    def graph(self) -> nx.Graph:
+        """The bonding graph. Made when it is asked for: thousands of them would fill the memory."""
+        graph = nx.Graph()
+        graph.add_nodes_from((k, {"z": int(z)}) for k, z in enumerate(self.elements))
+        graph.add_edges_from(self.bonds.tolist())
+        return graph
+
+    @property
+    def vector(self) -> np.ndarray:
+        """What `Comparison.distance` is the root mean square difference of."""
+        return self.distances
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,8 @@ class Comparison:
         return Fingerprint(
             energy=float(energy),
             key=graph_key(graph),
-            graph=graph,
+            elements=atoms.numbers.astype(np.int16),
+            bonds=np.array(graph.edges, dtype=np.int32).reshape(-1, 2),
             distances=self._sorted_distances(atoms, graph, labels),
             handedness=None if self.mirror_images_are_one else _handedness(atoms.positions, graph, labels),
         )
@@ -131,7 +147,9 @@ class Comparison:
             kind, bonds = atoms.numbers, np.zeros(len(i), int)
         else:
             kind = np.unique(labels, return_inverse=True)[1]
-            bonds = shortest_path(nx.to_numpy_array(graph), unweighted=True)[i, j]
+            bonded = np.zeros((len(atoms), len(atoms)))
+            bonded[*np.array(graph.edges, int).reshape(-1, 2).T] = 1.0  # four times as fast as networkx
+            bonds = shortest_path(bonded, directed=False, unweighted=True)[i, j]
             # The floor keeps the logarithm finite for atoms on top of each other.
             distances = _REFERENCE_LENGTH * np.log(np.maximum(distances, 0.1))
             distances *= np.sqrt((len(atoms) - 1) / 2)  # distances per atom, for the mean
@@ -161,9 +179,7 @@ class MinimaList:
     def __init__(self, comparison: "Comparison | CrystalComparison | None" = None) -> None:
         self.comparison = comparison or Comparison.searching()
         self._minima: list[_Minimum] = []
-        # Indices by key (bonding graph or formula) and energy bin: an end is compared only with minima that can be the
-        # same.
-        self._bins: dict[tuple[str, int], list[int]] = {}
+        self._nearest = Nearest(self.comparison)
 
     def __len__(self) -> int:
         return len(self._minima)
@@ -208,21 +224,23 @@ class MinimaList:
         if not isfinite(energy):
             raise InputError(f"A minimum needs a finite energy, but that of trial {trial} is {energy}.")
         new = self.comparison.describe(atoms, energy)
-        near = [(self.comparison.distance(new, self._minima[k].fingerprint), k) for k in self._candidates(new)]
-        distance, index = min(near, default=(inf, -1))
-        if distance == inf:
+        index = self._nearest.find(new)
+        if index is None:
             index = len(self._minima)
             first_trial = trial if first_trial is None else first_trial
             self._minima.append(_Minimum(_frozen(atoms, energy), new, trial, first_trial, calls, hits))
-            self._bins.setdefault(self._bin(new), []).append(index)
+            self._nearest.add(index, new)
             return index, True
         minimum = self._minima[index]
         minimum.hits += hits
         if new.ranking_energy < minimum.fingerprint.ranking_energy:
-            self._bins[self._bin(minimum.fingerprint)].remove(index)
-            self._bins.setdefault(self._bin(new), []).append(index)
+            self._nearest.replace(index, new)
             minimum.atoms, minimum.fingerprint, minimum.trial = _frozen(atoms, energy), new, trial
         return index, False
+
+    def described(self, index: int) -> "Fingerprint | CrystalFingerprint":
+        """What the representative of a minimum is compared by."""
+        return self._minima[index].fingerprint
 
     def hit(self, index: int) -> None:
         """Count one more hit of a minimum."""
@@ -242,44 +260,6 @@ class MinimaList:
             atoms.info["ranking_energy"] = minimum.fingerprint.ranking_energy
             result.append(atoms)
         return result
-
-    def _bin(self, fingerprint: "Fingerprint | CrystalFingerprint") -> tuple[str, int]:
-        return fingerprint.key, floor(fingerprint.ranking_energy / self.comparison.energy_tolerance)
-
-    def _candidates(self, fingerprint: "Fingerprint | CrystalFingerprint") -> list[int]:
-        key, center = self._bin(fingerprint)
-        return [k for number in (center - 1, center, center + 1) for k in self._bins.get((key, number), [])]
-
-
-def chance_next_is_new(hits: Sequence[int]) -> float:
-    """Good-Turing estimate [1]_ of the probability that the next trial ends in a minimum not met so far.
-
-    It is f1/n: the number of minima met once over the number of hits; 1 before the first hit. It holds for
-    independent trials that are all made the same way, and wrongly split minima make it too large.
-
-    References
-    ----------
-    .. [1] I. J. Good, Biometrika 40, 237 (1953).
-    """
-    total = sum(hits)
-    return sum(count == 1 for count in hits) / total if total else 1.0
-
-
-def chao1(hits: Sequence[int]) -> float:
-    """Estimated lower bound [1]_ on the number of minima that trials like these can reach.
-
-    The bias-corrected form [2]_ S + f1 (f1 - 1) / (2 (f2 + 1)), with S minima met, f1 of them once and f2 twice. It
-    is no statement about minima that this way of making trials hardly ever reaches, and wrongly split minima make it
-    too large.
-
-    References
-    ----------
-    .. [1] A. Chao, Scand. J. Stat. 11, 265 (1984).
-    .. [2] A. Chao, "Species estimation and applications", Encyclopedia of Statistical Sciences 12, 7907 (2005).
-    """
-    met = sum(count > 0 for count in hits)
-    once, twice = (sum(count == number for count in hits) for number in (1, 2))
-    return met + once * (once - 1) / (2 * (twice + 1))
 
 
 def _handedness(positions: np.ndarray, graph: nx.Graph, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:

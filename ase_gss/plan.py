@@ -12,6 +12,7 @@ from ase_gss.composition import same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator
+from ase_gss.regimes import ADAPTIVE, GENERATION, KNOWN, NOISE, RANDOM, Ledger, Regime, choose
 from ase_gss.relax import optimizer_class
 from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
 from ase_gss.symmetry import Symmetry
@@ -32,8 +33,8 @@ class Plan:
         Makes the physical calculator; its name.
     score : callable or None
         See `ScoreFunction`; None where nothing is sampled.
-    coupling, schedule : Coupling, NoiseSchedule
-        The sampler's; no steps for random search.
+    regimes : tuple of Regime
+        Ways to make a trial; where there are several, what they have found decides.
     starts, sigma_start : list of Atoms or None, float
         Structures of the user's, and the noise (Å) put on them.
     optimizer : optimizer class
@@ -48,8 +49,7 @@ class Plan:
     new_calculator: Callable[[], CountedCalculator]
     calculator_name: str
     score: ScoreFunction | None
-    coupling: Coupling
-    schedule: NoiseSchedule
+    regimes: tuple[Regime, ...]
     starts: list[Atoms] | None
     sigma_start: float
     optimizer: type
@@ -66,6 +66,7 @@ class Plan:
         calculator: Any,
         *,
         score: Any,
+        regime: str | None,
         coupling: str | Coupling | None,
         schedule: NoiseSchedule | None,
         starts: Sequence[Atoms] | None,
@@ -93,7 +94,7 @@ class Plan:
                 "charge and multiplicity are for molecules with a calculator by name: set them in your own calculator."
             )
         multiplicity = 1 if system.periodic else spin_multiplicity(system.numbers, charge, multiplicity)
-        coupling, schedule = _sampling(coupling or system.coupling, schedule, system.periodic)
+        regimes = _regimes(system, regime, coupling, schedule, starts is not None)
         if starts is not None and getattr(system, "symmetry", False):
             raise InputError("Own starts have the symmetry that they have: leave out symmetry, or the starts.")
         own_starts = None if starts is None else _own_starts(starts, system)
@@ -101,14 +102,13 @@ class Plan:
         check_elements(calculator, system.elements)
         new_calculator, name = calculator_source(calculator, charge, multiplicity)
         system.check_calculator(new_calculator())
-        loaded = _load_score(score or system.score, system) if schedule.n_steps else None
+        loaded = _load_score(score or system.score, system) if any(each.samples for each in regimes) else None
         return cls(
             system=system,
             new_calculator=new_calculator,
             calculator_name=name,
             score=loaded,
-            coupling=coupling,
-            schedule=schedule,
+            regimes=regimes,
             starts=own_starts,
             sigma_start=sigma_start,
             optimizer=optimizer,
@@ -121,8 +121,7 @@ class Plan:
 
     def settings(self) -> dict[str, Any]:
         """What is written into the database."""
-        coupling = self.coupling
-        described = coupling.todict() if hasattr(coupling, "todict") else type(coupling).__name__
+        single = self.regimes[0] if len(self.regimes) == 1 else None
         return {
             "formula": self.system.formula,
             "calculator": self.calculator_name,
@@ -130,42 +129,101 @@ class Plan:
             "multiplicity": self.multiplicity,
             "fmax": self.fmax,
             "seed": self.seed,
-            "coupling": described if self.schedule.n_steps else "rss",
+            "coupling": "adaptive" if single is None else single.described(),
             "score": str(getattr(self.score, "name", None)),
             **self.system.settings(),
-            "n_steps": self.schedule.n_steps,
+            "n_steps": max(each.schedule.n_steps for each in self.regimes),
             "own_starts": 0 if self.starts is None else len(self.starts),
             "optimizer": self.optimizer.__name__,
             "max_steps": self.max_steps,
         }
 
-    def begin(self, number: int) -> Trial:
-        """Trial `number`, at its start; its random stream is from the seed and the number alone."""
+    def begin_generation(self, index: int, numbers: Sequence[int], ledger: Ledger, end_of: Callable) -> list[Trial]:
+        """The trials with these numbers, which are all of generation `index` or what is left of it.
+
+        Parameters
+        ----------
+        index, numbers : int, sequence of int
+            Generation, and numbers of the trials.
+        ledger : Ledger
+            What the regimes have found, as far as this generation may know.
+        end_of : callable
+            ``end_of(number)`` is the end of an earlier trial, Atoms.
+        """
+        # A stream of its own, next to those of the trials.
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, 0)))
+        chosen = choose(self.regimes, ledger, GENERATION, rng)
+        known = ledger.known_minima()
+        return [self.begin(number, chosen[number % GENERATION], known, end_of) for number in numbers]
+
+    def begin(
+        self, number: int, regime: Regime | None = None, known: Sequence[int] = (), end_of: Callable | None = None
+    ) -> Trial:
+        """Trial `number`, at its start; its random stream is from the seed and the number alone.
+
+        Parameters
+        ----------
+        number : int
+            Its number.
+        regime : Regime, optional
+            By default the first.
+        known, end_of : sequence of int, callable
+            Trials that have met the known minima, and what gives their ends.
+        """
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
-        schedule, system = self.schedule, self.system
-        if self.starts is not None:
-            atoms = self.starts[number % len(self.starts)].copy()
-            if hasattr(schedule, "starting_at") and schedule.n_steps:
-                schedule = schedule.starting_at(self.sigma_start)
-            walk = system.walk_from(atoms, rng, schedule, self.coupling)
-            walk.scatter(self.sigma_start)
-        elif schedule.n_steps and not isinstance(schedule, ConstantNoise):
-            atoms, walk = system.walk_from_noise(rng, schedule, self.coupling)
+        regime = regime or self.regimes[0]
+        coupling, schedule, system = regime.coupling, regime.schedule, self.system
+        if self.starts is not None or regime.start == KNOWN:
+            if self.starts is not None:
+                atoms, sigma = self.starts[number % len(self.starts)].copy(), self.sigma_start
+            else:
+                atoms, sigma = end_of(known[rng.integers(len(known))]).copy(), regime.sigma
+                atoms.calc = None
+            if hasattr(schedule, "starting_at") and regime.samples:
+                schedule = schedule.starting_at(sigma)
+            walk = system.walk_from(atoms, rng, schedule, coupling)
+            walk.scatter(sigma)
+        elif regime.start == NOISE:
+            atoms, walk = system.walk_from_noise(rng, schedule, coupling)
         else:
             atoms = system.random_start(rng)
-            walk = system.walk_from(atoms, rng, schedule, self.coupling)
-            if schedule.n_steps and getattr(system, "symmetry", False):
+            walk = system.walk_from(atoms, rng, schedule, coupling)
+            if regime.samples and getattr(system, "symmetry", False):
                 walk.symmetry = Symmetry.of(atoms)
-        return Trial(number, atoms, walk)
+        return Trial(number, atoms, walk, regime=regime.name, gives_up=regime.gives_up)
 
 
-def _sampling(
-    coupling: str | Coupling, schedule: NoiseSchedule | None, periodic: bool
-) -> tuple[Coupling, NoiseSchedule]:
+def _regimes(
+    system: System,
+    regime: str | None,
+    coupling: str | Coupling | None,
+    schedule: NoiseSchedule | None,
+    own_starts: bool,
+) -> tuple[Regime, ...]:
+    """The family, or one regime where a coupling, a schedule or own starts ask for it."""
+    if regime is not None and coupling is not None:
+        raise InputError("Give a regime or a coupling, not both.")
+    fixed = coupling is not None or schedule is not None or own_starts
+    if regime is None:
+        regime = None if fixed else system.regime
+    family = {each.name: each for each in system.family}
+    if regime == ADAPTIVE:
+        if schedule is not None or own_starts:
+            raise InputError(
+                "An adaptive search has starts and schedules of its own: give a coupling to go with yours."
+            )
+        return tuple(family.values())
+    if regime is not None:
+        if regime not in family:
+            raise InputError(f"No regime {regime!r}: give one of {', '.join([ADAPTIVE, *family])}.")
+        return (family[regime],)
+    coupling = coupling or system.coupling
     if isinstance(coupling, str) and coupling == "rss":
-        return get_coupling("diffusion"), Schedule(n_steps=0)
+        return (Regime("rss", get_coupling("diffusion"), Schedule(n_steps=0), RANDOM, gives_up=False),)
     coupling = get_coupling(coupling)
-    return coupling, default_schedule(coupling, periodic) if schedule is None else schedule
+    schedule = default_schedule(coupling, system.periodic) if schedule is None else schedule
+    start = NOISE if schedule.n_steps and not isinstance(schedule, ConstantNoise) else RANDOM
+    return (Regime(getattr(coupling, "name", type(coupling).__name__), coupling, schedule, start),)
 
 
 def _own_starts(starts: Sequence[Atoms], system: System) -> list[Atoms]:

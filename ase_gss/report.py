@@ -6,11 +6,12 @@ from typing import Any
 from ase import Atoms
 
 from ase_gss.archive import Archive
+from ase_gss.completeness import chance_next_is_new, chao1
 from ase_gss.composition import formula_of
 from ase_gss.crystal_minima import space_group
 from ase_gss.found import Found
 from ase_gss.line_formula import line_formula
-from ase_gss.minima import MinimaList, chance_next_is_new, chao1
+from ase_gss.minima import MinimaList
 from ase_gss.refine import refined_minima
 from ase_gss.trial import Ended
 

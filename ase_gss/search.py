@@ -1,9 +1,7 @@
 """The search: which trial next, until the budget is spent."""
 
 import os
-import time
 from collections.abc import Callable, Sequence
-from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from ase.calculators.calculator import Calculator
 from ase_gss.archive import Archive
 from ase_gss.calculators import CALCULATORS
 from ase_gss.coupling import Coupling
+from ase_gss.driver import Driver, SearchError
 from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFactory
 from ase_gss.found import Found
@@ -20,25 +19,11 @@ from ase_gss.minima import MinimaList
 from ase_gss.plan import Plan
 from ase_gss.refine import refine, refined_minima
 from ase_gss.schedule import NoiseSchedule
-from ase_gss.stages import relax, sample
 from ase_gss.systems import choose_system
-from ase_gss.trial import Ended, Need, Trial
+from ase_gss.trial import Need, Trial
+from ase_gss.workers import ForeignExecutor, InProcess, Runner, WorkerPool, connect_scheduler
 
-#: So many trials ended by the calculator one after the other mean that the set-up is wrong.
-MAX_FAILURES = 20
-#: Generation m is the trials from m times this number on; they are sampled together and know only what earlier
-#: generations have found, so that a trial does not depend on where a search was stopped in between.
-GENERATION = 32
-#: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
-WRITE_INTERVAL = 0.5
-#: So many generations without a force call mean that this search meets nothing new.
-IDLE_GENERATIONS = 10
-#: Force calls that a relaxation is expected to need before one has been seen.
-EXPECTED_CALLS = 40
-
-
-class SearchError(RuntimeError):
-    """The search cannot go on; the message says why."""
+__all__ = ["GenerativeRSS", "SearchError"]
 
 
 class GenerativeRSS:
@@ -53,9 +38,12 @@ class GenerativeRSS:
         makes a calculator (called once), or a calculator.
     score : str, path, Score or callable
         As for `GSSDynamics`; by default "molecules", for a periodic search "crystals". Not used by "rss".
-    coupling : str or Coupling
-        As for `GSSDynamics`, or "rss": random starts go to the optimizer without any sampling. By default "hot" for
-        molecules and "diffusion" for crystals.
+    regime : str, optional
+        "adaptive", the default: trials are made in several ways, more often in those that meet new minima for the
+        fewest force calls. Or one of these ways; see `ase_gss.families`.
+    coupling : str or Coupling, optional
+        Instead of a regime: every trial goes through the sampler with this coupling, as for `GSSDynamics`; with "rss"
+        random starts go to the optimizer without any sampling.
     pbc : bool
         Search for crystals: positions and cell.
     units : sequence of int
@@ -98,10 +86,20 @@ class GenerativeRSS:
     verify : None or "hessian"
         In this refinement (it implies `refine`) check each for imaginary modes, and push a saddle point off; counted
         apart.
-    database : path, optional
-        ASE database (SQLite) that gets every trial. Where it exists, the search goes on from there.
+    database : path or URL, optional
+        ASE database that gets every trial: an SQLite file, or ``postgresql://user:password@host/name``. Where it
+        exists, the search goes on from there. Several searches may share one.
     seed : int
         Trial n has its own random stream from (seed, n).
+    workers : int
+        Processes that do the work, one thread each. With 1 and no time limit it is done in this process.
+    executor : concurrent.futures executor or str, optional
+        Does the work instead: anything with its ``submit``, or the address of a Dask scheduler; `workers` is then the
+        number of jobs that it can do at once. It has no time limits.
+    call_limit, trial_limit : float, optional
+        Seconds after which a force call, or a trial, counts as hung: its process is killed, and the trial has failed.
+    failure_limit : float
+        Share of failed trials above which the search stops, from 20 trials on: then the set-up is wrong.
 
     Raises
     ------
@@ -115,6 +113,7 @@ class GenerativeRSS:
         calculator: str | CalculatorFactory | Calculator,
         *,
         score: Any = None,
+        regime: str | None = None,
         coupling: str | Coupling | None = None,
         schedule: NoiseSchedule | None = None,
         pbc: bool = False,
@@ -138,6 +137,11 @@ class GenerativeRSS:
         verify: str | None = None,
         database: str | os.PathLike | None = None,
         seed: int = 0,
+        workers: int = 1,
+        executor: Any = None,
+        call_limit: float | None = None,
+        trial_limit: float | None = None,
+        failure_limit: float = 0.5,
     ) -> None:
         self.system = choose_system(
             composition,
@@ -155,6 +159,7 @@ class GenerativeRSS:
             self.system,
             calculator,
             score=score,
+            regime=regime,
             coupling=coupling,
             schedule=schedule,
             starts=starts,
@@ -171,13 +176,19 @@ class GenerativeRSS:
         if verify and self.system.periodic:
             raise InputError("Vibrations are checked for molecules only: refine without verify.")
         self.recognise, self.refine, self.verify = recognise, refine, verify
+        if workers < 1:
+            raise InputError("A search needs at least one worker.")
+        if not 0 < failure_limit <= 1:
+            raise InputError("The failure limit is a share of the trials, above 0 and at most 1.")
+        if any(limit is not None and not limit > 0 for limit in (call_limit, trial_limit)):
+            raise InputError("Time limits are positive, in seconds.")
+        self.workers, self.executor = workers, connect_scheduler(executor) if isinstance(executor, str) else executor
+        self.call_limit, self.trial_limit, self.failure_limit = call_limit, trial_limit, failure_limit
         self.archive = Archive(database)
         self.archive.open_for(self.plan.settings())
         self._found = Found(self.archive)
-        self._begun: list[Trial] = []
+        self._driver: Driver | None = None
         self._observers: list[tuple[Callable, int, tuple, dict]] = []
-        self._failures = 0
-        self._written = time.monotonic()
         self.dried_up = False
 
     @classmethod
@@ -255,12 +266,12 @@ class GenerativeRSS:
     @property
     def force_calls(self) -> int:
         """Force calls of all trials so far, earlier runs and failed trials included."""
-        return self.archive.totals["force_calls"] + sum(trial.force_calls for trial in self._begun)
+        return self.archive.totals["force_calls"] + sum(trial.force_calls for trial in self._unwritten)
 
     @property
     def score_calls(self) -> int:
         """Score calls of all trials so far."""
-        return self.archive.totals["score_calls"] + sum(trial.score_calls for trial in self._begun)
+        return self.archive.totals["score_calls"] + sum(trial.score_calls for trial in self._unwritten)
 
     @property
     def refinement_calls(self) -> int:
@@ -275,7 +286,7 @@ class GenerativeRSS:
     @property
     def trials(self) -> int:
         """Finished trials."""
-        return self.archive.totals["trials"] + sum(trial.needs is Need.NOTHING for trial in self._begun)
+        return self.archive.totals["trials"] + sum(trial.needs is Need.NOTHING for trial in self._unwritten)
 
     def attach(self, function: Callable, interval: int = 1, *args, **kwargs) -> None:
         """Call `function(*args, **kwargs)` after every `interval` finished trials."""
@@ -287,36 +298,46 @@ class GenerativeRSS:
         Parameters
         ----------
         trials, max_calls : int
-            At least one of them. `max_calls` is kept to within one trial.
+            At least one of them. `max_calls` is kept to within one trial for each worker.
 
         Returns
         -------
         list of Atoms
-            `minima`. It ends early after 10 generations of which every structure was recognised.
+            `minima`. It ends early after 20 generations of which every structure was recognised.
 
         Raises
         ------
         SearchError
-            After 20 trials in a row that the calculator or a lost cell has ended.
+            Where more trials have failed than `failure_limit` allows.
+        ArchiveError
+            Where the database cannot be written.
         """
         if trials is None and max_calls is None:
             raise InputError("Give the search an end: trials, max_calls, or both.")
-        self._failures = idle = 0
+        if not self.archive.totals["trials"]:
+            self.plan.begin(0)  # a start that is impossible is wrong input: nothing is written then
+        crew = self._crew()
+        self._driver = driver = Driver(self.plan, self.archive, crew, self.recognise, self.failure_limit, self._tell)
+        self._found = driver.found
         try:
-            while (numbers := self._next_numbers(trials)) and not self._spent(max_calls) and idle < IDLE_GENERATIONS:
-                before = self.force_calls
-                self._run_generation(numbers, max_calls)
-                idle = 0 if self.force_calls > before else idle + 1
-            self._flush()
+            driver.run(trials, max_calls)
         except BaseException:  # Ctrl-C may come anywhere: keep what is finished, and believe the file
-            self._flush()
+            crew.terminate()
+            driver.flush()
             self._found = Found(self.archive)
             raise
         finally:
-            self._begun = []
+            crew.close()
+            self._driver = None
+            self.archive.release()
             self._write_totals()
-        self.dried_up = idle >= IDLE_GENERATIONS
+        self.dried_up = driver.dried_up
         return self.refine_minima() if self.refine or self.verify else self.minima
+
+    def stop(self) -> None:
+        """End the run under way once the trials that are with the calculator are finished; for signal handlers."""
+        if self._driver is not None:
+            self._driver.stop()
 
     def refine_minima(self, fmax: float = 0.005, max_steps: int = 300) -> list[Atoms]:
         """Relax the distinct minima to `fmax` (eV/Å) and merge what falls together.
@@ -337,89 +358,26 @@ class GenerativeRSS:
             self._write_totals()
         return self.minima
 
+    @property
+    def _unwritten(self) -> list[Trial]:
+        return [] if self._driver is None else list(self._driver.unwritten)
+
     def _current(self) -> MinimaList:
         return refined_minima(self._found.minima, self.archive)
 
-    def _next_numbers(self, trials: int | None) -> list[int]:
-        """Numbers that are not finished in the lowest generation that has one."""
-        done = self.archive.numbers
-        first = next(number for number in count() if number not in done)
-        start = first - first % GENERATION
-        end = start + GENERATION if trials is None else min(start + GENERATION, trials)
-        return [number for number in range(start, end) if number not in done]
+    def _crew(self) -> Runner:
+        """Who does the work of a run."""
+        if self.executor is not None:
+            return ForeignExecutor(self.plan, self.executor, self.workers)
+        if self.workers > 1 or self.call_limit is not None or self.trial_limit is not None:
+            return WorkerPool(self.plan, self.workers, self.call_limit, self.trial_limit)
+        return InProcess(self.plan)
 
-    def _spent(self, max_calls: int | None) -> bool:
-        return max_calls is not None and self.force_calls >= max_calls
-
-    def _run_generation(self, numbers: list[int], max_calls: int | None) -> None:
-        """Sample these trials together, as many as the budget is good for, then relax one after the other."""
-        while numbers and not self._spent(max_calls):
-            self._begun = [self.plan.begin(number) for number in numbers]
-            sampling = max(trial.walk.sampling_force_calls for trial in self._begun)
-            if sampling and max_calls is not None:
-                done = self.archive.totals["trials"]
-                expected = max(self.force_calls / done if done else EXPECTED_CALLS, sampling + 1)
-                affordable = max(1, int((max_calls - self.force_calls) / expected))
-                self._begun = self._begun[:affordable]
-            numbers = numbers[len(self._begun) :]
-            sample(self._begun, self.plan)
-            if self.recognise:
-                self._recognise(self._begun)
-            for trial in list(self._begun):
-                if self._spent(max_calls):
-                    self._give_up(from_number=trial.number)
-                    break
-                if trial.needs is Need.RELAXATION:
-                    relax(trial, self.plan)
-                self._judge_failure(trial)
-                if time.monotonic() - self._written > WRITE_INTERVAL:
-                    self._flush()
-            self._flush()
-
-    def _give_up(self, from_number: int) -> None:
-        """The budget is spent: of the trials from this one on keep only those that have cost force calls."""
-        kept = []
-        for trial in self._begun:
-            if trial.number >= from_number and trial.force_calls and trial.needs is not Need.NOTHING:
-                trial.end(Ended.BUDGET, "the force calls were used up before its relaxation")
-            if trial.number < from_number or trial.force_calls:
-                kept.append(trial)
-        self._begun = kept
-
-    def _recognise(self, trials: list[Trial]) -> None:
-        """End the sampled trials that look like known minima; what this generation finds plays no part yet."""
-        for trial in trials:
-            if trial.needs is Need.RELAXATION and trial.walk.k:
-                start = trial.number - trial.number % GENERATION
-                trial.known = self._found.memory.recall(trial.sampled(), before=start)
-                if trial.known is not None:
-                    trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
-
-    def _judge_failure(self, trial: Trial) -> None:
-        """Count trials that the calculator or a lost cell has ended, and raise after too many in a row."""
-        if trial.ended in (Ended.KNOWN, Ended.BUDGET):
-            return
-        self._failures = self._failures + 1 if trial.ended in (Ended.CALCULATOR, Ended.CELL) else 0
-        if self._failures >= MAX_FAILURES:
-            raise SearchError(
-                f"{MAX_FAILURES} trials in a row ended without a structure, the last so: {trial.ended}: {trial.reason}"
-            )
-
-    def _flush(self) -> None:
-        """Write the finished trials, in their order; then they count, and those who watch are told."""
-        finished = list(takewhile(lambda trial: trial.needs is Need.NOTHING, self._begun))
-        if not finished:
-            return
-        self.archive.append(finished)
-        self._begun = self._begun[len(finished) :]
-        self._written = time.monotonic()
-        new = self.archive.records[-len(finished) :]
-        for record in new:
-            self._found.take_up(record)
-        for number, _ in enumerate(new, self.archive.totals["trials"] - len(new) + 1):
-            for function, interval, args, kwargs in self._observers:
-                if number % interval == 0:
-                    function(*args, **kwargs)
+    def _tell(self, number: int) -> None:
+        """Call those who watch."""
+        for function, interval, args, kwargs in self._observers:
+            if number % interval == 0:
+                function(*args, **kwargs)
 
     def _write_totals(self) -> None:
         """Bring the metadata and the marks on the rows of the minima up to date."""

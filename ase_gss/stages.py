@@ -49,7 +49,12 @@ def relax(trial: Trial, plan: Plan) -> None:
     atoms = trial.sampled()
     atoms.calc = calculator = plan.new_calculator()
     outcome = plan.system.relax(
-        atoms, trial.walk.k > 0, optimizer=plan.optimizer, fmax=plan.fmax, max_steps=plan.max_steps
+        atoms,
+        sampled=trial.walk.k > 0,
+        gives_up=trial.gives_up,
+        optimizer=plan.optimizer,
+        fmax=plan.fmax,
+        max_steps=plan.max_steps,
     )
     trial.force_calls += calculator.calls
     ended, reason = Ended.MINIMUM, ""

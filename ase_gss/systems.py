@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from math import inf
 from operator import index
 from typing import Any, ClassVar
 
@@ -10,6 +12,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.units import GPa
 
+from ase_gss import families
 from ase_gss.bonds import is_connected
 from ase_gss.cell import cell_out_of_bounds
 from ase_gss.composition import formula_of, parse_formula
@@ -19,6 +22,7 @@ from ase_gss.crystal_starts import random_crystal, random_in_region, uniform_cry
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator, check_stress, energy_and_forces, energy_forces_and_stress
 from ase_gss.minima import Comparison
+from ase_gss.regimes import ADAPTIVE, Regime
 from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, fallen_apart, hand_off
 from ase_gss.schedule import NoiseSchedule
 from ase_gss.starts import random_molecule
@@ -52,6 +56,12 @@ class Molecule:
 
     score: ClassVar[str] = "molecules"
     coupling: ClassVar[str] = "hot"
+    regime: ClassVar[str | None] = ADAPTIVE
+    #: eV above the lowest minimum up to which an adaptive search looks for minima.
+    window: ClassVar[float] = 5.0
+    #: Samples differ in their bonding graphs.
+    knows_bonds: ClassVar[bool] = True
+    family: ClassVar[tuple[Regime, ...]] = families.MOLECULES
     optimizer: ClassVar[str] = DEFAULT_OPTIMIZER
     periodic: ClassVar[bool] = False
 
@@ -106,12 +116,20 @@ class Molecule:
         return None
 
     def relax(
-        self, atoms: Atoms, sampled: bool = True, refining: bool = False, optimizer: Any = None, **keywords: Any
+        self,
+        atoms: Atoms,
+        sampled: bool = True,
+        gives_up: bool = True,
+        refining: bool = False,
+        optimizer: Any = None,
+        **keywords: Any,
     ) -> Relaxation:
         """Hand over to the optimizer; `keywords` as for `hand_off`."""
-        # Atoms that start at random are often far apart and still come together: there giving up would cost minima.
-        give_up = None if self.fragments or not sampled or refining else fallen_apart
-        return hand_off(atoms, optimizer or self.optimizer, give_up=give_up, **keywords)
+        if gives_up and not self.fragments and not refining:
+            # Atoms that start at random are often far apart and still come together: they are given longer.
+            scale, keywords["give_up_interval"] = (1.5, 2) if sampled else (2.0, 3)
+            keywords["give_up"] = partial(fallen_apart, scale=scale)
+        return hand_off(atoms, optimizer or self.optimizer, **keywords)
 
     def rejects(self, atoms: Atoms) -> tuple[Ended, str] | None:
         """How a trial with this end has ended where it is not one of those looked for."""
@@ -146,6 +164,10 @@ class Crystal:
 
     score: ClassVar[str] = "crystals"
     coupling: ClassVar[str] = "diffusion"
+    regime: ClassVar[str | None] = None
+    window: ClassVar[float] = inf
+    knows_bonds: ClassVar[bool] = False
+    family: ClassVar[tuple[Regime, ...]] = families.CRYSTALS
     optimizer: ClassVar[str] = DEFAULT_OPTIMIZER
     periodic: ClassVar[bool] = True
 
@@ -233,7 +255,13 @@ class Crystal:
         return cell_out_of_bounds(Atoms(walk.numbers, walk.positions, cell=walk.cell, pbc=True), contacts=False)
 
     def relax(
-        self, atoms: Atoms, sampled: bool = True, refining: bool = False, optimizer: Any = None, **keywords: Any
+        self,
+        atoms: Atoms,
+        sampled: bool = True,
+        gives_up: bool = True,
+        refining: bool = False,
+        optimizer: Any = None,
+        **keywords: Any,
     ) -> Relaxation:
         """Hand over to the optimizer; `keywords` as for `hand_off`."""
         if refining:
@@ -266,6 +294,10 @@ class Surface:
 
     score: ClassVar[str] = "crystals"
     coupling: ClassVar[str] = "diffusion"
+    regime: ClassVar[str | None] = None
+    window: ClassVar[float] = inf
+    knows_bonds: ClassVar[bool] = False
+    family: ClassVar[tuple[Regime, ...]] = families.CRYSTALS
     optimizer: ClassVar[str] = DEFAULT_OPTIMIZER
     periodic: ClassVar[bool] = True
 
@@ -334,7 +366,13 @@ class Surface:
         raise InputError("A template makes its own starts: give either starts or a template.")
 
     def relax(
-        self, atoms: Atoms, sampled: bool = True, refining: bool = False, optimizer: Any = None, **keywords: Any
+        self,
+        atoms: Atoms,
+        sampled: bool = True,
+        gives_up: bool = True,
+        refining: bool = False,
+        optimizer: Any = None,
+        **keywords: Any,
     ) -> Relaxation:
         """Hand over to the optimizer; `keywords` as for `hand_off`."""
         return hand_off(atoms, optimizer or self.optimizer, **keywords)
@@ -406,3 +444,8 @@ def comparison_of(settings: dict[str, Any], refined: bool = False) -> Comparison
         return replace(comparison, energy_tolerance=comparison.energy_tolerance / settings["atoms"])
     make = Comparison.refined if refined else Comparison.searching
     return make(settings.get("mirror_images_are_one", True))
+
+
+def window_of(settings: dict[str, Any]) -> float:
+    """Up to where above the lowest minimum a search with these settings looks, as minima are ranked."""
+    return Crystal.window if settings.get("periodic") else Molecule.window

@@ -16,6 +16,7 @@ class Ended(StrEnum):
     MINIMUM = "minimum"
     NOT_CONVERGED = "not converged"
     KNOWN = "known"
+    FAMILIAR = "familiar"
     FRAGMENTS = "fragments"
     SADDLE = "saddle point"
     CELL = "cell out of bounds"
@@ -54,6 +55,12 @@ class Trial:
         Trial whose end the sampled structure looks like; it was not relaxed then.
     reason : str
         Why it ended so, in words; empty for a minimum.
+    regime : str
+        How it was made; see `Regime`.
+    gives_up : bool
+        A molecule that falls apart in the hand-off is given up.
+    bonds : str
+        Bonding graph of the sampled structure, where it was looked at.
     """
 
     number: int
@@ -64,6 +71,9 @@ class Trial:
     converged: bool = False
     known: int | None = None
     reason: str = ""
+    regime: str = ""
+    gives_up: bool = True
+    bonds: str = ""
 
     @property
     def score_calls(self) -> int:

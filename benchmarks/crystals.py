@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -75,34 +76,42 @@ def run(options: argparse.Namespace) -> None:
                 )
 
 
-def ends_of(archive: Archive) -> list[tuple[Record, int]]:
-    """Finished trials with the force calls spent up to and including each."""
-    calls = np.cumsum([record.force_calls for record in archive.records])
-    return list(zip(archive.records, calls.tolist(), strict=True))
+@dataclass(frozen=True)
+class End:
+    """A finished trial with its structure, and the force calls spent up to and including it."""
+
+    record: Record
+    atoms: Atoms
+    calls: int
+
+    @property
+    def per_atom(self) -> float:
+        """Energy of a minimum in eV/atom, infinite for a trial that ended elsewhere."""
+        return self.record.energy / len(self.atoms) if self.record.ended is Ended.MINIMUM else np.inf
 
 
-def per_atom(record: Record) -> float:
-    """Energy of a minimum in eV/atom, infinite for a trial that ended elsewhere."""
-    return record.energy / len(record.atoms) if record.ended is Ended.MINIMUM else np.inf
+def ends_of(archive: Archive) -> list[End]:
+    """Finished trials, in their order."""
+    calls = np.cumsum([record.force_calls for record in archive.records]).tolist()
+    return [End(r, archive.atoms_of(r.number), spent) for r, spent in zip(archive.records, calls, strict=True)]
 
 
-def facts_of(ends: list[tuple[Record, int]], lowest: Atoms, energy: float, budget: int | None) -> dict[str, float]:
+def facts_of(ends: list[End], lowest: Atoms, energy: float, budget: int | None) -> dict[str, float]:
     """The figures of one run; `energy` (eV/atom) is that of the lowest structure known."""
     comparison = CrystalComparison.searching()
     target = comparison.describe(lowest, energy * len(lowest))
-    ends = [(record, calls) for record, calls in ends if budget is None or calls <= budget]
-    energies, met = {record.number: per_atom(record) for record, _ in ends}, None
-    good, minima = 0, MinimaList(comparison)
-    for record, calls in ends:
-        value = energies[record.number]
+    ends = [end for end in ends if budget is None or end.calls <= budget]
+    met, good, minima = None, 0, MinimaList(comparison)
+    for end in ends:
+        value, record = end.per_atom, end.record
         good += value - energy < GOOD
         if record.ended is not Ended.MINIMUM or value - energy >= DISTINCT:
             continue
-        minima.add(record.atoms, record.energy, record.number, calls)
+        minima.add(end.atoms, record.energy, record.number, end.calls)
         if met is None and value - energy < SAME:
-            described = comparison.describe(record.atoms, record.energy)
-            met = calls if np.isfinite(comparison.distance(described, target)) else None
-    spent = ends[-1][1] if ends else 0
+            described = comparison.describe(end.atoms, record.energy)
+            met = end.calls if np.isfinite(comparison.distance(described, target)) else None
+    spent = ends[-1].calls if ends else 0
     return {
         "trials": len(ends),
         "calls": spent,
@@ -111,7 +120,7 @@ def facts_of(ends: list[tuple[Record, int]], lowest: Atoms, energy: float, budge
         "calls_per_good": spent / good if good else np.nan,
         "calls_to_lowest": np.nan if met is None else met,
         "distinct": len(minima),
-        "lowest": min(energies.values(), default=np.nan) - energy,
+        "lowest": min((end.per_atom for end in ends), default=np.nan) - energy,
     }
 
 
@@ -123,13 +132,12 @@ def report(options: argparse.Namespace) -> None:
         archive = Archive(path, must_exist=True)
         runs[system][method][int(seed)] = ends_of(archive)
         if options.write_ends:
-            frames = [_frame(record) for record, _ in runs[system][method][int(seed)]]
+            frames = [_frame(end) for end in runs[system][method][int(seed)]]
             write(path.with_suffix(".extxyz"), frames)
     everything = {}
     for system, methods in runs.items():
-        records = [record for seeds in methods.values() for ends in seeds.values() for record, _ in ends]
-        best = min(records, key=per_atom)
-        energy = per_atom(best)
+        best = min((end for seeds in methods.values() for ends in seeds.values() for end in ends), key=_per_atom)
+        energy = best.per_atom
         print(f"\n{system}: lowest known {energy:.4f} eV/atom, {space_group(best.atoms)[0]}")
         print(
             f"{'method':<20} {'seeds':>5} {'calls':>7} {'/trial':>7} {'good %':>7} {'calls/good':>12} "
@@ -144,10 +152,14 @@ def report(options: argparse.Namespace) -> None:
     (options.folder / "report.json").write_text(json.dumps(everything, indent=1))
 
 
-def _frame(record: Record) -> Atoms:
-    atoms = record.atoms.copy()
-    atoms.calc = record.atoms.calc
-    atoms.info = {"force_calls": record.force_calls, "converged": record.ended is Ended.MINIMUM}
+def _per_atom(end: End) -> float:
+    return end.per_atom
+
+
+def _frame(end: End) -> Atoms:
+    atoms = end.atoms.copy()
+    atoms.calc = end.atoms.calc
+    atoms.info = {"force_calls": end.record.force_calls, "converged": end.record.ended is Ended.MINIMUM}
     return atoms
 
 

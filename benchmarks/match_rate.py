@@ -181,11 +181,11 @@ class Target:
         relaxed = self.relaxed is not None and self._same(structure, self.relaxed)
         return {"given": self._same(structure, self.given), "relaxed": relaxed}
 
-    def end(self, record: Record) -> dict[str, Any]:
-        """What came of a trial."""
+    def end(self, record: Record, atoms: Atoms) -> dict[str, Any]:
+        """What came of a trial that ended with these atoms."""
         minimum = record.ended is Ended.MINIMUM
-        energy = record.energy / len(record.atoms) if minimum else None
-        found = self.matches(record.atoms) if minimum else {"given": False, "relaxed": False}
+        energy = record.energy / len(atoms) if minimum else None
+        found = self.matches(atoms) if minimum else {"given": False, "relaxed": False}
         lower = minimum and self.energy is not None and energy < self.energy - LOWER
         return {
             **found,
@@ -281,8 +281,12 @@ class Recovery:
             search.run(trials=self.options.trials)
         except SearchError as error:
             failure = str(error)
-        records = {record.number: record for record in search.archive.records}
-        trials = [self._target.end(records[n]) for n in range(self.options.trials) if n in records]
+        records = sorted(search.archive.records, key=lambda record: record.number)
+        trials = [
+            self._target.end(record, search.archive.atoms_of(record.number))
+            for record in records
+            if record.number < self.options.trials
+        ]
         if all(trial["ended"] == Ended.CALCULATOR for trial in trials):
             failure = failure or f"every trial: {search.archive.records[-1].reason}"
         nothing = {"given": False, "relaxed": False, "lower": False, "ended": "", "energy": None, "force_calls": 0}

@@ -43,9 +43,9 @@ def test_known_minima_cost_no_calls_count_as_hits_and_survive_a_restart(tmp_path
     search = GenerativeRSS("H2O", **keywords)
     search.run(trials=80)
     ended = [record.ended for record in search.archive.records]
-    assert set(ended[:32]) == {Ended.MINIMUM}
-    assert set(ended[32:]) == {Ended.KNOWN}
-    assert all(record.force_calls == 0 for record in search.archive.records[32:])
+    assert set(ended[:48]) == {Ended.MINIMUM}
+    assert set(ended[48:]) == {Ended.KNOWN}
+    assert all(record.force_calls == 0 for record in search.archive.records[48:])
     assert search.hits == [80]
     again = GenerativeRSS("H2O", **keywords)
     assert again.hits == [80]
@@ -53,4 +53,4 @@ def test_known_minima_cost_no_calls_count_as_hits_and_survive_a_restart(tmp_path
     again.run(max_calls=10**6)  # ends by itself: there is nothing new to meet
     assert again.force_calls == calls
     assert again.dried_up
-    assert again.trials == 384  # ten generations, the first of which was half done
+    assert again.trials == 80 + 320 + 32  # twenty generations, and two that had begun

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from ase_gss.minima import Comparison, MinimaList, chance_next_is_new, chao1
+from ase_gss.completeness import chance_next_is_new, chao1
+from ase_gss.minima import Comparison, MinimaList
 
 SETTINGS = [Comparison.searching, Comparison.refined]
 NAMES = ["CH3CH2OH", "CH3OCH3", "C3H4_D2d", "H2O2", "isobutane", "C6H6", "CH3CONH2", "HCN", "C3H6_D3h"]

@@ -1,7 +1,9 @@
 """Model files, and the score as everything else sees it: numpy in, numpy out."""
 
 import os
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +38,12 @@ def save_model(denoiser: Denoiser | CrystalDenoiser, network: dict, card: dict, 
     os.replace(unfinished, path)
 
 
+def _keep_freed_memory() -> None:
+    # The C library gives large freed blocks back to the system, and fetching them again costs as much as the
+    # arithmetic. Having freed one of this size it keeps all smaller ones (glibc's dynamic threshold).
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
 class Score:
     """A learned score, grad log p_sigma(x), for batches of different structures.
 
@@ -60,9 +68,18 @@ class Score:
         self.denoiser = denoiser.to(device).eval()
         self.name, self.card, self.device = name, card or {}, device
         self.calls = 0
-        # The C library gives large freed blocks back to the system, and fetching them again costs as much as the
-        # arithmetic. Having freed one of this size it keeps all smaller ones (glibc's dynamic threshold).
-        torch.empty(31 * 2**20, dtype=torch.uint8)
+        _keep_freed_memory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy in another process needs: about 1 MB, no file, and weights that load without the device."""
+        denoiser = self.denoiser if self.device == "cpu" else deepcopy(self.denoiser).cpu()
+        return self.__dict__ | {"denoiser": denoiser, "calls": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up this state; the weights go to the device."""
+        self.__dict__.update(state)
+        self.denoiser = self.denoiser.to(self.device).eval()
+        _keep_freed_memory()
 
     def __call__(
         self, numbers: np.ndarray, positions: np.ndarray, sigma: np.ndarray, structure: np.ndarray

@@ -1,0 +1,357 @@
+"""The driver: trials in generations, through sampler and hand-off, whoever does the work, until the budget is spent."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from itertools import count
+
+from ase import Atoms
+
+from ase_gss.archive import Archive, Record
+from ase_gss.found import Found
+from ase_gss.ledger import Familiarity
+from ase_gss.plan import Plan
+from ase_gss.regimes import GENERATION
+from ase_gss.trial import Ended, Need, Trial
+from ase_gss.workers import Job, Runner, WorkerLost
+
+#: Generation m knows what the generations up to m - LAG have found and nothing else: then a trial depends neither on
+#: the number of workers nor on where a search was stopped, and so many generations may be under way at once.
+LAG = 3
+#: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
+WRITE_INTERVAL = 0.5
+#: The database is told so often (s) that this search is alive.
+HEARTBEAT = 60.0
+#: So many generations without a force call mean that this search meets nothing new.
+IDLE_GENERATIONS = 20
+#: Force calls that a trial is expected to need before one has been seen.
+EXPECTED_CALLS = 40
+#: The share of failed trials means something from so many on.
+ENOUGH_TRIALS = 20
+
+
+class SearchError(RuntimeError):
+    """The search cannot go on; the message says why."""
+
+
+@dataclass
+class Generation:
+    """Trials that know the same: those of one generation that this run has to do.
+
+    Attributes
+    ----------
+    index : int
+        Which generation.
+    trials : dict
+        The unfinished ones by their number.
+    unsampled : list of int
+        Numbers of those that have yet to go through the sampler.
+    ready : list of int
+        Numbers of those that wait for the hand-off.
+    familiarity : Familiarity
+        What this generation knows of bonding graphs.
+    alone : set of int
+        Numbers of those that are to be sampled one at a time, because one of them has cost a worker.
+    force_calls : int
+        Spent by those that are finished.
+    """
+
+    index: int
+    trials: dict[int, Trial]
+    unsampled: list[int]
+    ready: list[int]
+    familiarity: Familiarity
+    alone: set[int] = field(default_factory=set)
+    force_calls: int = 0
+
+
+class Driver:
+    """Runs the trials of a search.
+
+    Parameters
+    ----------
+    plan, archive : Plan, Archive
+        What to do, and where the finished trials go.
+    crew : Runner
+        Who does the work.
+    recognise : bool
+        End a sampled structure that looks like a known minimum.
+    failure_limit : float
+        Share of failed trials above which the search stops.
+    written : callable
+        Told of every trial that has been written, by the number of trials in the archive.
+
+    Attributes
+    ----------
+    found : Found
+        What the trials have found; nothing that follows an unfinished trial, until that is finished, too.
+    stopping : bool
+        Nothing more is begun.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        archive: Archive,
+        crew: Runner,
+        recognise: bool,
+        failure_limit: float,
+        written: Callable[[int], None],
+    ) -> None:
+        self.plan, self.archive, self.crew = plan, archive, crew
+        self.recognise, self.failure_limit = recognise, failure_limit
+        self.stopping = False
+        self._written = written
+        self._open: list[Generation] = []
+        self._flying: dict[Future, Job] = {}
+        self._finished: list[Trial] = []
+        done = archive.numbers
+        gap = next(number for number in count() if number not in done)
+        self.found = Found(archive, below=gap)
+        self._waiting: dict[int, tuple[Record, Atoms | None]] = {}
+        self._wait(record for record in archive.records if record.number > gap)
+        self._last_write = self._last_heartbeat = time.monotonic()
+        self._judged = self._failed = self._idle = self._latest = 0
+        self._last_failure = ""
+
+    @property
+    def dried_up(self) -> bool:
+        """The last generations have met nothing but known minima."""
+        return self._idle >= IDLE_GENERATIONS
+
+    @property
+    def unwritten(self) -> Iterator[Trial]:
+        """The trials that are begun, but not in the archive yet."""
+        yield from self._finished
+        for generation in self._open:
+            yield from generation.trials.values()
+
+    @property
+    def force_calls(self) -> int:
+        """Force calls so far, as far as they have been reported."""
+        return self.archive.totals["force_calls"] + sum(trial.force_calls for trial in self.unwritten)
+
+    def run(self, trials: int | None, max_calls: int | None) -> None:
+        """Go on until so many trials or force calls have been spent in all, or `stopping` is set.
+
+        Raises
+        ------
+        SearchError
+            Where too large a share of the trials has failed.
+        """
+        while True:
+            self._open_generations(trials, max_calls)
+            while len(self._flying) < self.crew.slots and (job := self._next_job(max_calls)) is not None:
+                self._flying[self.crew.submit(job)] = job
+            if not self._flying:
+                break
+            self._collect()
+        if self._spent(max_calls):
+            self._give_up()
+        self._open = []
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is finished."""
+        finished, self._finished = sorted(self._finished, key=lambda trial: trial.number), []
+        self._last_write = time.monotonic()
+        if not finished:
+            return
+        before = self.archive.totals["trials"]
+        try:
+            self._wait(self.archive.append(finished))
+        except BaseException:
+            self._finished = finished + self._finished
+            raise
+        self._take_up()
+        for number in range(before + 1, self.archive.totals["trials"] + 1):
+            self._written(number)
+
+    def _wait(self, records: Iterable[Record]) -> None:
+        """Keep what is written until all that comes before it is."""
+        for record in records:
+            minimum = record.ended is Ended.MINIMUM
+            self._waiting[record.number] = record, self.archive.atoms_of(record.number) if minimum else None
+
+    def stop(self) -> None:
+        """Begin nothing more; what is under way is finished."""
+        self.stopping = True
+
+    def _open_generations(self, trials: int | None, max_calls: int | None) -> None:
+        """Begin the generations that may know enough by now."""
+        while not (self.stopping or self.dried_up or self._spent(max_calls)):
+            if self._open and self._latest + 1 - self._open[0].index >= LAG:
+                return
+            self._read_others()
+            numbers = self.archive.reserve(GENERATION, trials)
+            if not numbers:
+                return
+            index = self._latest = numbers[0] // GENERATION
+            self.found.ledger.advance(before=_known_before(index))
+            familiarity = self.found.ledger.familiarity()
+            begun = self.plan.begin_generation(index, numbers, self.found.ledger, self.archive.atoms_of)
+            ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
+            unsampled = [trial.number for trial in begun if trial.number not in ready]
+            self._open.append(
+                Generation(index, {trial.number: trial for trial in begun}, unsampled, ready, familiarity)
+            )
+            self._open.sort(key=lambda generation: generation.index)
+
+    def _next_job(self, max_calls: int | None) -> Job | None:
+        """What is to be done next: hand-offs in their order, and sampling before they run out."""
+        if self.stopping or self._spent(max_calls):
+            return None
+        left = None if max_calls is None else max_calls - self.force_calls - self._expected_flying()
+        if left is not None and left <= 0 and self._flying:
+            return None
+        n_ready = sum(len(generation.ready) for generation in self._open)
+        if n_ready < self.crew.slots:
+            for generation in self._open:
+                if generation.unsampled:
+                    return self._sampling_job(generation, left)
+        for generation in self._open:
+            if generation.ready:
+                return Job("relax", (generation.trials[generation.ready.pop(0)],))
+        return None
+
+    def _sampling_job(self, generation: Generation, left: int | None) -> Job:
+        """All of a generation that is not sampled, as far as the budget (force calls) is good for it."""
+        alone = [number for number in generation.unsampled if number in generation.alone][:1]
+        trials = [generation.trials[number] for number in alone or generation.unsampled]
+        sampling = max(trial.walk.sampling_force_calls for trial in trials)
+        if sampling and left is not None:
+            affordable = max(1, int(left / max(self._expected(), sampling + 1)))
+            trials = trials[:affordable]
+        for trial in trials:
+            generation.unsampled.remove(trial.number)
+        return Job("sample", tuple(trials))
+
+    def _expected(self) -> float:
+        """Force calls of a trial, by experience."""
+        done = self.archive.totals["trials"]
+        return self.force_calls / done if done else EXPECTED_CALLS
+
+    def _expected_flying(self) -> float:
+        return self._expected() * sum(len(job.trials) for job in self._flying.values() if job.stage == "relax")
+
+    def _collect(self) -> None:
+        """Take what the crew has done."""
+        done, _ = wait(self._flying, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+        for future in sorted(done, key=lambda future: self._flying[future].trials[0].number):
+            job = self._flying.pop(future)
+            try:
+                trials = future.result()
+            except WorkerLost as lost:
+                trials = self._lost(job, lost)
+            for trial in trials:
+                self._take_back(trial, job)
+        now = time.monotonic()
+        if self._finished and now - self._last_write > WRITE_INTERVAL:
+            self.flush()
+            self._last_heartbeat = now
+        elif now - self._last_heartbeat > HEARTBEAT:
+            self.archive.heartbeat()
+            self._last_heartbeat = now
+        self._close_generations()
+        self._judge_failures()
+
+    def _take_back(self, trial: Trial, job: Job) -> None:
+        """A trial comes back from the crew."""
+        generation = self._generation_of(trial.number)
+        generation.trials[trial.number] = trial
+        if job.stage == "sample" and trial.needs is Need.RELAXATION:
+            self._recognise(trial, generation)
+        if trial.needs is Need.NOTHING:
+            del generation.trials[trial.number]
+            generation.force_calls += trial.force_calls
+            self._finished.append(trial)
+            self._judge(trial)
+        elif trial.needs is Need.RELAXATION:
+            generation.ready.append(trial.number)
+            generation.ready.sort()
+        else:
+            generation.unsampled.append(trial.number)
+
+    def _recognise(self, trial: Trial, generation: Generation) -> None:
+        """End a sampled structure that looks like a known minimum, or has bonds that have nothing new to give."""
+        if not self.recognise or not trial.walk.k:
+            return
+        before = _known_before(generation.index)
+        trial.known, trial.bonds = self.found.memory.look_at(trial.sampled(), before)
+        if trial.known is not None:
+            trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
+        elif self.plan.system.knows_bonds:
+            interest = generation.familiarity.interest(trial.bonds)
+            if trial.walk.rng.random() > interest:
+                trial.end(Ended.FAMILIAR, "its bonds are those of samples that were relaxed before")
+
+    def _lost(self, job: Job, lost: WorkerLost) -> list[Trial]:
+        """What becomes of the trials of a worker that is gone: the one that struck it is over, others begin anew."""
+        striker = lost.number if lost.number is not None or len(job.trials) > 1 else job.trials[0].number
+        trials = []
+        for trial in job.trials:
+            trial.force_calls += lost.calls.get(trial.number, 0)
+            if trial.number == striker:
+                trial.end(Ended.CALCULATOR, lost.reason)
+            elif striker is None:
+                # Who it was is not known: one at a time it will show.
+                self._generation_of(trial.number).alone.add(trial.number)
+            trials.append(trial)
+        return trials
+
+    def _judge(self, trial: Trial) -> None:
+        """Count the trials that the calculator or a lost cell has ended."""
+        if trial.ended in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET):
+            return
+        self._judged += 1
+        if trial.ended in (Ended.CALCULATOR, Ended.CELL):
+            self._failed += 1
+            self._last_failure = f"{trial.ended}: {trial.reason}"
+
+    def _judge_failures(self) -> None:
+        if self._judged >= ENOUGH_TRIALS and self._failed > self.failure_limit * self._judged:
+            raise SearchError(
+                f"{self._failed} of {self._judged} trials have failed, more than the limit of "
+                f"{self.failure_limit:.0%}, the last so: {self._last_failure}"
+            )
+
+    def _close_generations(self) -> None:
+        """Let go of the generations that are complete."""
+        for generation in [each for each in self._open if not each.trials]:
+            self.flush()
+            self._open.remove(generation)
+            self._idle = 0 if generation.force_calls else self._idle + 1
+            self._take_up()
+
+    def _generation_of(self, number: int) -> Generation:
+        return next(generation for generation in self._open if number in generation.trials)
+
+    def _read_others(self) -> None:
+        """Take up what other searches on this database have written."""
+        self._wait(self.archive.refresh())
+
+    def _take_up(self) -> None:
+        """Learn from what is written, in the order of the trials: nothing that follows an unfinished one."""
+        unfinished = [number for generation in self._open for number in generation.trials]
+        frontier = min(unfinished, default=None)
+        for number in sorted(self._waiting):
+            if frontier is not None and number > frontier:
+                break
+            self.found.take_up(*self._waiting.pop(number))
+
+    def _give_up(self) -> None:
+        """Of the trials that are not finished keep only those that have cost force calls."""
+        for generation in self._open:
+            for trial in generation.trials.values():
+                if trial.force_calls:
+                    trial.end(Ended.BUDGET, "the force calls were used up before its relaxation")
+                    self._finished.append(trial)
+
+    def _spent(self, max_calls: int | None) -> bool:
+        return max_calls is not None and self.force_calls >= max_calls
+
+
+def _known_before(index: int) -> int:
+    """Generation `index` knows the trials below this number."""
+    return (index - LAG + 1) * GENERATION

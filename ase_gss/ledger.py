@@ -1,0 +1,154 @@
+"""What each way to make a trial has cost and found, as of a generation.
+
+The measure is Good's [1]_: leave one trial out, and its minimum would be new to the rest if and only if it is the only
+hit. So of n trials made in one way the f1 that are the only hit of their minimum estimate the chance f1/n that the next
+one meets a new minimum. It needs no forgetting: what a way of making trials exhausts loses its only hits.
+
+References
+----------
+.. [1] I. J. Good, Biometrika 40, 237 (1953).
+"""
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from dataclasses import dataclass
+from math import inf
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished trial.
+
+    Attributes
+    ----------
+    number : int
+        Its number.
+    regime : str
+        How it was made.
+    force_calls : int
+        Spent.
+    minimum : int or None
+        Index of the minimum that it met, whether it was relaxed or recognised.
+    energy : float
+        That of its end as minima are ranked.
+    bonds : str
+        Bonding graph of the sampled structure, where it was looked at.
+    """
+
+    number: int
+    regime: str
+    force_calls: int
+    minimum: int | None = None
+    energy: float = inf
+    bonds: str = ""
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """How well bonding graphs are known.
+
+    Attributes
+    ----------
+    relaxed : dict
+        Of each graph, samples that were relaxed.
+    only : dict
+        Of each graph, those of them that are the only hit of a minimum.
+    chance : float
+        Of a new minimum in a sample whose graph was never relaxed before.
+    """
+
+    relaxed: dict[str, int]
+    only: dict[str, int]
+    chance: float
+
+    def interest(self, bonds: str) -> float:
+        """How promising a sample with this bonding graph is, next to one with a graph that was never relaxed.
+
+        With f1 only hits among the n relaxed samples of this graph, and the chance p of a new minimum in one whose
+        graph was not known: ((f1 + p) / (n + 1)) / p. So a graph that always ends in the same minimum is relaxed some
+        sqrt(2 N) times in N samples, and one with many conformers as long as it brings new ones.
+        """
+        return (self.only.get(bonds, 0) / self.chance + 1) / (self.relaxed.get(bonds, 0) + 1)
+
+
+class Ledger:
+    """What the trials have cost and found, regime by regime and bonding graph by bonding graph.
+
+    Parameters
+    ----------
+    window : float
+        Only minima at most so far above the lowest one count, in the unit of their ranking energy.
+
+    Attributes
+    ----------
+    trials, force_calls : dict
+        Of each regime, trials and force calls.
+    """
+
+    def __init__(self, window: float = inf) -> None:
+        self.window = window
+        self.trials: dict[str, int] = defaultdict(int)
+        self.force_calls: dict[str, int] = defaultdict(int)
+        self._hits: dict[int, int] = defaultdict(int)
+        # The minima by energy, with the trial that met each first; and those with one hit.
+        self._minima: list[tuple[float, int]] = []
+        self._only: dict[int, Entry] = {}
+        self._only_of_bonds: dict[str, set[int]] = defaultdict(set)
+        self._relaxed: dict[str, int] = defaultdict(int)
+        # Samples whose bonds had never been relaxed before: how many, and how many of them met a new minimum.
+        self._unknown = self._unknown_new = 0
+        self._later: list[Entry] = []
+
+    def enter(self, entry: Entry) -> None:
+        """Note a finished trial; it is known once `advance` has come to its number."""
+        insort(self._later, entry, key=lambda each: each.number)
+
+    def advance(self, before: int) -> None:
+        """Know the trials with a number below `before`."""
+        known = bisect_left(self._later, before, key=lambda each: each.number)
+        for entry in self._later[:known]:
+            self._know(entry)
+        del self._later[:known]
+
+    def _know(self, entry: Entry) -> None:
+        self.trials[entry.regime] += 1
+        self.force_calls[entry.regime] += entry.force_calls
+        new = entry.minimum is not None and entry.minimum not in self._hits
+        if entry.bonds and entry.force_calls:
+            if entry.bonds not in self._relaxed:
+                self._unknown += 1
+                self._unknown_new += new
+            self._relaxed[entry.bonds] += 1
+        if entry.minimum is None:
+            return
+        self._hits[entry.minimum] += 1
+        if new:
+            insort(self._minima, (entry.energy, entry.number))
+            self._only[entry.minimum] = entry
+            self._only_of_bonds[entry.bonds].add(entry.minimum)
+        elif (only := self._only.pop(entry.minimum, None)) is not None:
+            self._only_of_bonds[only.bonds].discard(entry.minimum)
+
+    def known_minima(self) -> list[int]:
+        """Trials that first met the minima within the window, lowest first."""
+        return [number for energy, number in self._minima if energy <= self._highest]
+
+    def only_hits(self) -> dict[str, int]:
+        """Of each regime, the trials that are the only hit of a minimum within the window."""
+        counts: dict[str, int] = defaultdict(int)
+        for entry in self._only.values():
+            counts[entry.regime] += entry.energy <= self._highest
+        return counts
+
+    def familiarity(self) -> "Familiarity":
+        """What is known of the bonding graphs now; it does not change when more is known."""
+        only = {
+            bonds: sum(self._only[minimum].energy <= self._highest for minimum in minima)
+            for bonds, minima in self._only_of_bonds.items()
+            if minima
+        }
+        return Familiarity(dict(self._relaxed), only, (self._unknown_new + 1) / (self._unknown + 3))
+
+    @property
+    def _highest(self) -> float:
+        return self._minima[0][0] + self.window if self._minima else inf

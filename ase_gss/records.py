@@ -1,0 +1,161 @@
+"""What an archive keeps of a finished trial and of a refined minimum, and how it stands in a row of ase.db."""
+
+from dataclasses import dataclass
+from sys import intern
+from typing import Any
+
+from ase import Atoms
+from ase.db.row import AtomsRow
+
+from ase_gss.trial import Ended, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A finished trial: plain numbers only, so that a long search does not fill the memory.
+
+    Its structure is `Archive.atoms_of(number)`.
+
+    Attributes
+    ----------
+    number, force_calls, score_calls : int
+        As in `Trial`.
+    ended, reason, converged : Ended, str, bool
+        As in `Trial`.
+    energy : float or None
+        eV, where it is known.
+    known : int or None
+        As in `Trial`.
+    regime : str
+        As in `Trial`; empty where there is none.
+    bonds : str
+        As in `Trial`; empty where there is none.
+    """
+
+    number: int
+    force_calls: int
+    score_calls: int
+    ended: Ended
+    reason: str
+    converged: bool
+    energy: float | None
+    known: int | None = None
+    regime: str = ""
+    bonds: str = ""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What came of the tight relaxation of a minimum's representative.
+
+    Attributes
+    ----------
+    number : int
+        Trial that represents the minimum.
+    atoms : Atoms
+        With energy and forces where they are known.
+    ended : Ended
+        MINIMUM; NOT_CONVERGED or CALCULATOR where it is to be tried again; FRAGMENTS or SADDLE where it is no minimum.
+    reason : str
+        Why it is none; empty where it is one.
+    fmax : float
+        Largest force asked for, eV/Å.
+    verified : bool
+        Whether it was checked for imaginary modes.
+    refinement_calls, verification_calls : int
+        Force calls spent.
+    """
+
+    number: int
+    atoms: Atoms
+    ended: Ended
+    reason: str
+    fmax: float
+    verified: bool
+    refinement_calls: int
+    verification_calls: int
+
+    @property
+    def settled(self) -> bool:
+        """It need not be tried again."""
+        return self.ended in (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE, Ended.CELL)
+
+
+def record_of(trial: Trial) -> Record:
+    """What is kept of a finished trial."""
+    return Record(
+        number=trial.number,
+        force_calls=trial.force_calls,
+        score_calls=trial.score_calls,
+        ended=trial.ended,
+        reason=intern(trial.reason),
+        converged=bool(trial.converged),
+        energy=float(trial.atoms.get_potential_energy()) if trial.atoms.calc is not None else None,
+        known=trial.known,
+        regime=intern(trial.regime),
+        bonds=intern(trial.bonds),
+    )
+
+
+def values_of(trial: Trial, seed: int) -> dict[str, Any]:
+    """The key-value pairs of a finished trial's row."""
+    coupling = getattr(trial.walk.coupling, "name", type(trial.walk.coupling).__name__)
+    return {
+        "trial": trial.number,
+        "seed": seed,
+        "coupling": coupling if trial.walk.schedule.n_steps else "rss",
+        "ended": str(trial.ended),
+        "reason": _text(trial.reason),
+        "converged": bool(trial.converged),
+        **({} if trial.known is None else {"known": trial.known}),
+        "force_calls": trial.force_calls,
+        "score_calls": trial.score_calls,
+        **({"regime": trial.regime} if trial.regime else {}),
+        **({"bonds": trial.bonds} if trial.bonds else {}),
+    }
+
+
+def record_of_values(values: dict[str, Any], energy: float | None) -> Record:
+    """The record for a row with these key-value pairs and this energy in eV."""
+    return Record(
+        number=int(values["trial"]),
+        force_calls=int(values["force_calls"]),
+        score_calls=int(values["score_calls"]),
+        ended=Ended(values["ended"]),
+        reason=_reason(values),
+        converged=bool(values["converged"]),
+        energy=energy,
+        known=values.get("known"),
+        regime=intern(values.get("regime", "")),
+        bonds=intern(values.get("bonds", "")),
+    )
+
+
+def values_of_refined(refined: Refined) -> dict[str, Any]:
+    """The key-value pairs of a refined minimum's row."""
+    return {
+        "refined_trial": refined.number,
+        "ended": str(refined.ended),
+        "reason": _text(refined.reason),
+        "refined_fmax": refined.fmax,
+        "verified": bool(refined.verified),
+        "refinement_calls": refined.refinement_calls,
+        "verification_calls": refined.verification_calls,
+    }
+
+
+def refined_of_row(row: AtomsRow) -> Refined:
+    """The refined minimum that stands in this row."""
+    spent = row.refinement_calls, row.verification_calls
+    ended, atoms, reason = Ended(row.ended), row.toatoms(), _reason(row.key_value_pairs)
+    return Refined(row.refined_trial, atoms, ended, reason, row.refined_fmax, bool(row.verified), *spent)
+
+
+def _text(reason: str) -> str:
+    # ase.db refuses an empty text, and PostgreSQL the character 0, which may stand in what a calculator has printed.
+    return reason.replace("\0", "") or "-"
+
+
+def _reason(values: dict[str, Any]) -> str:
+    # Interned: most of the reasons of a long search are alike.
+    return "" if values["reason"] == "-" else intern(values["reason"])

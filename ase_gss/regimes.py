@@ -1,0 +1,90 @@
+"""Regimes: ways to make a trial, and which of them the next trials take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ase_gss.coupling import Coupling
+from ase_gss.ledger import Ledger
+from ase_gss.schedule import NoiseSchedule
+
+#: Generation m is the trials from m times this number on; they go through the sampler together.
+GENERATION = 16
+#: The search that chooses among a family of regimes.
+ADAPTIVE = "adaptive"
+#: Where a trial starts.
+NOISE, RANDOM, KNOWN = "noise", "random structure", "known minimum"
+#: Share of the trials that go to any regime, whatever they have found.
+EXPLORING = 0.1
+#: What sampling a structure costs, in force calls: a regime whose samples are never relaxed must not look free.
+SAMPLING = 1.0
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One way to make a trial.
+
+    Attributes
+    ----------
+    name : str
+        What the archive calls it.
+    coupling, schedule : Coupling, NoiseSchedule
+        The sampler's; a schedule without steps goes to the optimizer at once.
+    start : str
+        `NOISE`: from noise at the first level of the schedule; `RANDOM`: a random structure; `KNOWN`: a minimum that
+        earlier generations have found, with noise of `sigma`.
+    sigma : float
+        Å.
+    gives_up : bool
+        A molecule that falls apart on the way to a minimum is given up, also where the trial began in pieces.
+    """
+
+    name: str
+    coupling: Coupling
+    schedule: NoiseSchedule
+    start: str = NOISE
+    sigma: float = 0.0
+    gives_up: bool = True
+
+    @property
+    def samples(self) -> bool:
+        """It takes steps of the sampler."""
+        return self.schedule.n_steps > 0
+
+    def described(self) -> str | dict:
+        """Name, with the parameters of the coupling where it samples."""
+        if not self.samples:
+            return self.name
+        return self.coupling.todict() if hasattr(self.coupling, "todict") else type(self.coupling).__name__
+
+
+def choose(regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Generator) -> list[Regime]:
+    """Regimes for the next n trials: each goes to the highest of rates drawn at random (Thompson sampling).
+
+    What is sought are new minima per force call. Of a regime with f1 only hits for C force calls this rate has about a
+    gamma distribution of shape f1 + 1 and rate C + b; b makes the prior's mean that of all regimes together. A tenth
+    of the trials goes to any regime, so that none is forgotten.
+
+    Parameters
+    ----------
+    regimes : sequence of Regime
+        To choose from; those that start from known minima only where there are any.
+    ledger : Ledger
+        What they have cost and found.
+    n : int
+        Number of trials.
+    rng : numpy.random.Generator
+        Source of all randomness.
+    """
+    usable = [regime for regime in regimes if regime.start != KNOWN or ledger.known_minima()]
+    only = ledger.only_hits()
+    once = np.array([only.get(regime.name, 0) for regime in usable])
+    cost = np.array(
+        [ledger.force_calls.get(each.name, 0) + SAMPLING * ledger.trials.get(each.name, 0) for each in usable]
+    )
+    prior = (cost.sum() + 1) / (once.sum() + 1)
+    rates = rng.gamma(once + 1, 1 / (cost + prior), size=(n, len(usable)))
+    explores = rng.random(n) < EXPLORING
+    indices = np.where(explores, rng.integers(len(usable), size=n), np.argmax(rates, axis=1))
+    return [usable[index] for index in indices]

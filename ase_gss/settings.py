@@ -1,0 +1,58 @@
+"""Which settings make a search this one and no other."""
+
+from typing import Any
+
+from ase_gss.errors import InputError
+
+#: Settings that must be the same when a search is resumed: other values would make another search.
+FIXED_SETTINGS = (
+    "formula",
+    "calculator",
+    "charge",
+    "multiplicity",
+    "fmax",
+    "seed",
+    "coupling",
+    "score",
+    "fragments",
+    "mirror_images_are_one",
+    "periodic",
+    "units",
+    "pressure",
+    "volume",
+    "symmetry",
+    "template",
+    "template_cell",
+    "template_positions",
+    "template_fixed",
+    "region",
+)
+
+
+def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str, Any]) -> None:
+    """Raise where these settings would make another search than the one that the database `name` holds.
+
+    Parameters
+    ----------
+    name : str
+        What the database is called.
+    earlier, settings : dict
+        Those in the database, None where there are none, and those of now.
+
+    Raises
+    ------
+    InputError
+        Says what differs.
+    """
+    for key in FIXED_SETTINGS if earlier else ():
+        if earlier.get(key) != settings.get(key):
+            before, now = _short(earlier.get(key)), _short(settings.get(key))
+            difference = f"{key} {before}, not {now}" if before != now else f"another {key}"
+            raise InputError(f"{name} is of a search with {difference}: give another database, or the same settings.")
+
+
+def _short(value: Any) -> Any:
+    """The name of what has a name and parameters; nothing of a table, which would fill the screen."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return None
+    return value.get("name", value) if isinstance(value, dict) else value

@@ -1,0 +1,868 @@
+#!/usr/bin/env python3
+"""Molecules: this search, its limits and its peers, by distinct minima against force calls.
+
+    python benchmarks/molecules.py run --folder F --systems C3H6O C4H6O --methods gss rss diffusion --seeds 5 \
+        --max-calls 40000 --processes 2
+    python benchmarks/molecules.py report --folder F --plot molecules.svg
+
+`run` searches each system with each method and seed and refines what was found. What was interrupted goes on: a search
+where it stopped, a peer's run from its beginning. With more calls or seeds it goes on from what there is.
+
+The counting rule, the same for every method: all ends in one piece that are converged (0.05 eV/Å) are relaxed to 0.005
+eV/Å; two are one minimum when their bonding graphs are isomorphic, their energies agree within 5 meV and their sorted
+distances within 0.05 Å. Calls for this are charged to nobody. All minima that any run has met are pooled in
+F/reference_FORMULA.extxyz, which grows; a run is the list of the calls at which it first met each of them. *Recovered*
+is the looser figure: an end as it is, of a force below 0.05 eV/Å, within 50 meV of the pooled minimum that it refines
+to, and the comparison agrees.
+
+`report` writes F/report.json, F/curves.csv and F/report.md: means and standard errors over seeds; how many times the
+calls random search needs for the same number (linear interpolation of its mean; standard error by bootstrap over the
+seeds of both; ">" where it has not got there); and how often the 90 % interval for the number of new minima in the next
+100 trials held.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ClassVar
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+from peers import PEERS, run_peer
+from scipy.stats import poisson
+
+from ase_gss import GenerativeRSS
+from ase_gss.archive import Archive
+from ase_gss.bonds import is_connected
+from ase_gss.calculators import calculator_factory, calculator_source
+from ase_gss.composition import parse_formula, spin_multiplicity
+from ase_gss.coupling import Mi
+from ase_gss.errors import InputError
+from ase_gss.forces import CalculatorFailure, CountedCalculator
+from ase_gss.minima import Comparison, MinimaList, chao1
+from ase_gss.relax import hand_off
+from ase_gss.trial import Ended
+from ase_gss.verify import vibrations
+
+try:
+    from ase_gss.report import predict_new
+except ImportError:
+    predict_new = None
+
+#: Formulas held out when the score was trained (C2H4O3 is not in QM9), and some of elements that QM9 does not have.
+HELD_OUT = ("C3H6O", "C4H6O", "C2H4O3", "C2H5NO")
+BEYOND = ("C2H6OS", "C2H5ClO", "CH6OSi", "C2H5O2P")
+BUDGETS = (1000, 2000, 5000, 10_000, 20_000, 40_000, 80_000, 160_000, 320_000)
+#: eV above the lowest known.
+WINDOWS = (5.0, 2.0, 1.0)
+FMAX, REFINED_FMAX = 0.05, 0.005
+#: Random search must have met so many for a ratio of calls to mean something.
+ENOUGH = 10
+#: Trials after which the number of new minima in the next `HORIZON` is predicted.
+CALIBRATION_POINTS, HORIZON = (100, 200, 400, 800), 100
+#: An end that is recovered: 50 meV, 0.05 Å.
+RECOVERED = Comparison(0.05, 0.05, "elements", True)
+
+
+@dataclass(frozen=True)
+class PublishedMn:
+    """Score, noise and, in the last 75 % of the schedule, the force at the Tweedie estimate, weighed as published."""
+
+    start: float = 0.25
+    gain: float = 0.0037
+
+    point: ClassVar[str] = "x0"
+    name: ClassVar[str] = "mn-published"
+
+    def weights(self, k: int, n_steps: int, sigma: float) -> tuple[float, float, float]:
+        """(1, 1, 1) from `start` on, (1, 1, 0) before it."""
+        return 1.0, 1.0, float(k / n_steps >= self.start)
+
+    def todict(self) -> dict:
+        """Name and parameters."""
+        return {"name": self.name} | asdict(self)
+
+
+#: The published couplings as published, but for their additional force of a classical force field (weight 0.1), which
+#: is left out, and for our score and its schedule; every sample is relaxed, with BFGS.
+_AS_PUBLISHED = {"optimizer": "BFGS", "recognise": False}
+METHODS: dict[str, dict[str, Any]] = {
+    "gss": {},
+    "rss": {"coupling": "rss"},
+    "diffusion": {"coupling": "diffusion"},
+    "hot": {"coupling": "hot"},
+    "mi": {"coupling": "mi"},
+    "mn": {"coupling": "mn"},
+    "mi-published": {"coupling": Mi(k_mid=0.1, k_scale=0.15, start=0.25, gain=0.0037), **_AS_PUBLISHED},
+    "mn-published": {"coupling": PublishedMn(), **_AS_PUBLISHED},
+}
+
+
+@dataclass(frozen=True)
+class End:
+    """How one trial of a run, or one relaxation of a peer, ended.
+
+    `calls` are those of the whole run so far; `known` is the trial whose end it was recognised as, without relaxation.
+    """
+
+    number: int
+    calls: int
+    atoms: Atoms
+    energy: float | None
+    is_minimum: bool
+    known: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One system, method and seed, and its files in the folder."""
+
+    folder: Path
+    formula: str
+    method: str
+    seed: int
+    calculator: str = "gfn2"
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.formula}_{self.method}_{self.seed}"
+
+    @property
+    def ends_file(self) -> Path:
+        """The database of a search, or the ends of a peer."""
+        return self.folder / f"{self.name}{'.extxyz' if self.method in PEERS else '.db'}"
+
+    @property
+    def state_file(self) -> Path:
+        """Budget that was reached, and time."""
+        return self.folder / f"{self.name}.json"
+
+    def refined_file(self, suffix: str) -> Path:
+        """Refined ends (.extxyz), what they amount to (.json), modes (.modes.json)."""
+        return self.folder / "refined" / f"{self.name}{suffix}"
+
+    def state(self) -> dict[str, Any]:
+        """What the run has reached so far."""
+        fresh = {"max_calls": 0, "calls": 0, "score_calls": 0, "trials": 0, "wall_time": 0.0}
+        return json.loads(self.state_file.read_text()) if self.state_file.exists() else fresh
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """Atomic numbers."""
+        return parse_formula(self.formula)
+
+    def new_calculator(self) -> CountedCalculator:
+        """The physical calculator."""
+        return self._source()
+
+    @cached_property
+    def _source(self) -> Callable[[], CountedCalculator]:
+        return calculator_source(self.calculator, 0, spin_multiplicity(self.numbers, 0, None))[0]
+
+    def ends(self) -> list[End]:
+        """All ends in their order."""
+        return _ends_of_peer(self.ends_file) if self.method in PEERS else ends_of_database(self.ends_file)
+
+
+def ends_of_database(path: Path) -> list[End]:
+    """The ends of the trials of a search."""
+    calls, ends = 0, []
+    for record in Archive(path, must_exist=True).records:
+        calls += record.force_calls
+        is_minimum = record.ended is Ended.MINIMUM
+        ends.append(End(record.number, calls, record.atoms, record.energy, is_minimum, record.known))
+    return ends
+
+
+def _ends_of_peer(path: Path) -> list[End]:
+    frames = read(path, ":") if path.stat().st_size else []
+    return [
+        End(number, int(atoms.info["calls"]), atoms, atoms.get_potential_energy(), atoms.info["ended"] == "minimum")
+        for number, atoms in enumerate(frames)
+    ]
+
+
+# ---------------------------------------------------------------- running
+
+
+def carry_out(run: Run, max_calls: int) -> str:
+    """Search up to this budget, refine what is new, and say in one line what came of it."""
+    import torch
+
+    torch.set_num_threads(1)
+    if run.state()["max_calls"] < max_calls:
+        (_run_peer if run.method in PEERS else _run_search)(run, max_calls)
+    account, state = account_of(run), run.state()
+    return (
+        f"{run.name}: {state['calls']} calls, {state['trials']} trials, {account['distinct']} minima, "
+        f"{state['wall_time']:.0f} s; {account['refinement_calls']} calls to refine"
+    )
+
+
+def _run_search(run: Run, max_calls: int) -> None:
+    before, begun = run.state(), time.perf_counter()
+    search = GenerativeRSS(
+        run.formula, run.calculator, fmax=FMAX, seed=run.seed, database=run.ends_file, **METHODS[run.method]
+    )
+
+    def save(reached: int = before["max_calls"]) -> None:
+        state = {
+            "max_calls": reached,
+            "calls": search.force_calls,
+            "score_calls": search.score_calls,
+            "trials": search.trials,
+            "wall_time": before["wall_time"] + time.perf_counter() - begun,
+        }
+        _replace(run.state_file, lambda path: path.write_text(json.dumps(state)))
+
+    search.attach(save, 50)  # a kill loses little of the time
+    try:
+        search.run(max_calls=max_calls)
+    except BaseException:
+        save()
+        raise
+    save(max_calls)
+
+
+def _run_peer(run: Run, max_calls: int) -> None:
+    begun = time.perf_counter()
+    make = calculator_factory(run.calculator, multiplicity=spin_multiplicity(run.numbers, 0, None))
+    ends, calls = run_peer(run.method, run.numbers, make(), run.seed, max_calls, FMAX)
+    _replace(run.ends_file, lambda path: write(path, ends, format="extxyz"))
+    state = {"max_calls": max_calls, "calls": calls, "score_calls": 0, "trials": len(ends)}
+    state["wall_time"] = time.perf_counter() - begun
+    _replace(run.state_file, lambda path: path.write_text(json.dumps(state)))
+
+
+def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:
+    """Write aside and move into place: a kill leaves the old file or the new one."""
+    unfinished = path.with_name(path.name + ".part")
+    write_to(unfinished)
+    os.replace(unfinished, path)
+
+
+# ---------------------------------------------------------------- counting
+
+
+def refine_end(end: End, new_calculator: Callable[[], CountedCalculator]) -> Atoms:
+    """A converged end, relaxed to 0.005 eV/Å; `info` has its `number`, `is_minimum` and the `calls` of this."""
+    atoms = Atoms(end.atoms.numbers, positions=end.atoms.positions)
+    atoms.calc = calculator = new_calculator()
+    # The optimizer of the rule: the softest modes end elsewhere with another.
+    outcome = hand_off(atoms, "BFGS", fmax=REFINED_FMAX, max_steps=300, maxstep=0.1)
+    frozen = outcome.frozen(atoms)
+    frozen.info = {"number": end.number, "calls": calculator.calls, "key": _key(end)}
+    frozen.info["is_minimum"] = bool(outcome.converged and is_connected(atoms))
+    return frozen
+
+
+def _key(end: End) -> str:
+    """Of this end and no other: peers run from their beginning again where they are given more calls."""
+    return hashlib.sha1(f"{end.number}{np.round(end.atoms.positions, 3) + 0.0}".encode()).hexdigest()[:16]
+
+
+def refined_ends(run: Run, ends: Sequence[End]) -> list[tuple[End, Atoms]]:
+    """Every converged end and its refined form, from the file where it is there."""
+    path = run.refined_file(".extxyz")
+    path.parent.mkdir(exist_ok=True)
+    there = {atoms.info["key"]: atoms for atoms in (read(path, ":") if path.exists() else [])}
+    converged = [end for end in ends if end.is_minimum]
+    missing = [end for end in converged if _key(end) not in there]
+    for done, end in enumerate(missing, start=1):
+        there[_key(end)] = refine_end(end, run.new_calculator)
+        if done % 200 == 0 or end is missing[-1]:
+            _replace(path, lambda part: write(part, list(there.values()), format="extxyz"))
+    return [(end, there[_key(end)]) for end in converged]
+
+
+def count_alone(pairs: Iterable[tuple[End, Atoms]]) -> tuple[MinimaList, dict[int, int]]:
+    """The distinct minima of one run by the counting rule, and which of them each end is, by the end's number."""
+    minima, which = MinimaList(Comparison.refined()), {}
+    for end, refined in pairs:
+        if refined.info["is_minimum"]:
+            which[end.number] = minima.add(refined, refined.get_potential_energy(), end.number, end.calls)[0]
+    return minima, which
+
+
+def loosely_met(ends: Sequence[End]) -> list[int | None]:
+    """Which minimum each trial ended in, as a search tells them apart on its way; None for those that ended in none."""
+    minima, of_trial, met = MinimaList(), {}, []
+    for end in ends:
+        index = of_trial.get(end.known) if end.known is not None else None
+        if end.is_minimum:
+            index = of_trial[end.number] = minima.add(end.atoms, end.energy, end.number, end.calls)[0]
+        met.append(index)
+    return met
+
+
+def account_of(run: Run) -> dict[str, Any]:
+    """What a run amounts to on its own; from its file unless the run has gone on since.
+
+    Returns
+    -------
+    dict
+        `calls` and `met` (see `loosely_met`) of every trial; `which`, number of the end: its distinct minimum;
+        `distinct`, their number; `recovered_by`, of each the number of an end that is within 50 meV and 0.05 Å of it,
+        or None; `refinement_calls`.
+    """
+    ends, path = run.ends(), run.refined_file(".json")
+    digest = f"{len(ends)} {ends[-1].calls if ends else 0} {_key(ends[-1]) if ends else ''}"
+    if path.exists() and (account := json.loads(path.read_text()))["digest"] == digest:
+        return account
+    pairs = refined_ends(run, ends)
+    minima, which = count_alone(pairs)
+    account = {
+        "digest": digest,
+        "calls": [end.calls for end in ends],
+        "met": loosely_met(ends),
+        "numbers": [end.number for end in ends],
+        "which": which,
+        "distinct": len(minima),
+        "recovered": recovered_at(pairs, which),
+        "refinement_calls": sum(int(refined.info["calls"]) for _, refined in pairs),
+    }
+    path.parent.mkdir(exist_ok=True)
+    _replace(path, lambda part: part.write_text(json.dumps(account)))
+    return json.loads(path.read_text())
+
+
+def recovered_at(pairs: Sequence[tuple[End, Atoms]], which: dict[int, int]) -> dict[int, int]:
+    """Force calls at which each distinct minimum was first met by an end that as it is counts as recovering it."""
+    found: dict[int, int] = {}
+    for end, refined in pairs:
+        index = which.get(end.number)
+        if index is None or index in found:
+            continue
+        two = RECOVERED.describe(end.atoms, end.energy), RECOVERED.describe(refined, refined.get_potential_energy())
+        if np.isfinite(RECOVERED.distance(*two)):
+            found[index] = end.calls
+    return found
+
+
+class Pool:
+    """All distinct minima of a system that any run has met, in the order in which they came.
+
+    Parameters
+    ----------
+    path : Path, optional
+        Where it is kept.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path, self._list, self.frames = path, MinimaList(Comparison.refined()), []
+        for atoms in read(path, ":") if path is not None and path.exists() else []:
+            self.index(atoms, atoms.info["met_by"])
+
+    def index(self, atoms: Atoms, met_by: str) -> int:
+        """Index of this refined minimum, which is taken up where it is new."""
+        energy = atoms.get_potential_energy()
+        index, is_new = self._list.add(atoms, energy, 0, 0)
+        if is_new:
+            frame = Atoms(atoms.numbers, positions=atoms.positions, info={"met_by": met_by})
+            frame.calc = SinglePointCalculator(frame, energy=energy)
+            self.frames.append(frame)
+        return index
+
+    @property
+    def energies(self) -> np.ndarray:
+        """Energy of each in eV."""
+        return np.array(self._list.energies)
+
+    def within(self, window: float) -> np.ndarray:
+        """Whether each is within a window (eV) of the lowest."""
+        return self.energies - self.energies.min(initial=np.inf) < window
+
+    def save(self) -> None:
+        """Write it to its file."""
+        if self.frames:
+            _replace(self.path, lambda part: write(part, self.frames, format="extxyz"))
+
+
+@dataclass
+class Counted:
+    """A run in terms of the pool.
+
+    Attributes
+    ----------
+    first, recovered : dict
+        Force calls at which each pooled minimum was first met, and first recovered, by its index.
+    limit : float
+        Force calls up to which the run says something.
+    account, state : dict
+        See `account_of` and `Run.state`.
+    """
+
+    run: Run
+    first: dict[int, int]
+    recovered: dict[int, int]
+    limit: float
+    account: dict[str, Any]
+    state: dict[str, Any]
+
+    def marks(self, within: np.ndarray, recovered: bool = False) -> np.ndarray:
+        """Sorted calls at which pooled minima within the window (a mask) were first met."""
+        first = self.recovered if recovered else self.first
+        return np.sort([calls for index, calls in first.items() if within[index]])
+
+
+def counted_in(run: Run, pool: Pool) -> Counted:
+    """Take a run's minima up into the pool, and the run in terms of it."""
+    account, state = account_of(run), run.state()
+    calls_of = dict(zip(account["numbers"], account["calls"], strict=True))
+    first_end: dict[int, int] = {}
+    for number in account["numbers"]:
+        if (own := account["which"].get(str(number))) is not None:
+            first_end.setdefault(own, number)
+    path = run.refined_file(".extxyz")
+    refined = {int(atoms.info["number"]): atoms for atoms in (read(path, ":") if path.exists() else [])}
+    first, recovered = {}, {}
+    for own, number in first_end.items():
+        index = pool.index(refined[number], run.name)
+        first[index] = min(calls_of[number], first.get(index, calls_of[number]))
+        if (calls := account["recovered"].get(str(own))) is not None:
+            recovered[index] = min(calls, recovered.get(index, calls))
+    # A search that has dried up would spend no more: it stays where it is.
+    limit = max(state["max_calls"], account["calls"][-1] if account["calls"] else 0)
+    return Counted(run, first, recovered, limit, account, state)
+
+
+# ---------------------------------------------------------------- curves
+
+
+def counts_at(marks: Sequence[float], calls: Sequence[float]) -> np.ndarray:
+    """How many of the sorted marks have been passed after each of these numbers of calls."""
+    return np.searchsorted(np.asarray(marks, dtype=float), np.asarray(calls, dtype=float), side="right")
+
+
+def mean_curve(
+    marks: Sequence[np.ndarray], limits: Sequence[float], calls: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean number of minima over runs, its standard error, and the number of runs that have come so far.
+
+    Parameters
+    ----------
+    marks : sequence of ndarray
+        Of each run the calls at which it met something new, sorted.
+    limits : sequence of float
+        Calls that each run has spent.
+    calls : sequence of float
+        Where to take the mean; NaN where no run has come so far.
+    """
+    calls = np.asarray(calls, dtype=float)
+    counts = np.array([counts_at(m, calls) for m in marks], dtype=float).reshape(len(marks), len(calls))
+    counts[calls[None] > np.asarray(limits, dtype=float)[:, None]] = np.nan
+    number = np.sum(np.isfinite(counts), axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(counts, axis=0) / np.where(number, number, np.nan)
+        variance = np.nansum((counts - mean) ** 2, axis=0) / np.where(number > 1, number - 1, np.nan)
+        return mean, np.sqrt(variance / number), number
+
+
+def calls_to_reach(marks: Sequence[np.ndarray], limits: Sequence[float], count: float) -> float:
+    """Calls at which the mean of these runs reaches `count`, by linear interpolation; infinite where it does not."""
+    if count <= 0:
+        return 0.0
+    limit = min(limits)
+    calls = np.unique(np.concatenate([[0.0], *marks, [limit]]))
+    calls = calls[calls <= limit]
+    mean = mean_curve(marks, limits, calls)[0]
+    reached = np.flatnonzero(mean >= count)
+    if not len(reached):
+        return np.inf
+    k = reached[0]
+    if k == 0:
+        return float(calls[0])
+    return float(calls[k - 1] + (count - mean[k - 1]) / (mean[k] - mean[k - 1]) * (calls[k] - calls[k - 1]))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times the calls random search needs: the value, its standard error, and whether it is a bound only."""
+
+    value: float
+    error: float
+    is_bound: bool
+
+    def __str__(self) -> str:
+        digits = 0 if self.value >= 10 else 1
+        if self.is_bound:
+            return f">{self.value:.{digits}f}"
+        error = f" ± {self.error:.{digits}f}" if np.isfinite(self.error) else ""
+        return f"{self.value:.{digits}f}{error}"
+
+
+def ratio_at(
+    ours: Sequence[np.ndarray],
+    our_limits: Sequence[float],
+    theirs: Sequence[np.ndarray],
+    their_limits: Sequence[float],
+    calls: float,
+    resamples: int = 200,
+) -> Ratio | None:
+    """Calls that they need for what we have after `calls`, over `calls`.
+
+    None where we have not got so far, have met fewer than `ENOUGH`, or they have no runs.
+
+    Parameters
+    ----------
+    ours, theirs : sequence of ndarray
+        As for `mean_curve`; so are the limits.
+    calls : float
+        Our calls.
+    resamples : int
+        Of the seeds of both, for the standard error; those in which they do not get there count with their limit.
+    """
+    if not theirs or not ours or min(our_limits) < calls:
+        return None
+
+    def needed(our_marks: Sequence[np.ndarray], their_marks: Sequence[np.ndarray], limits: Sequence[float]) -> float:
+        return calls_to_reach(their_marks, limits, np.mean([counts_at(m, [calls])[0] for m in our_marks]))
+
+    count = np.mean([counts_at(m, [calls])[0] for m in ours])
+    if count < ENOUGH:
+        return None
+    value = needed(ours, theirs, their_limits)
+    if not np.isfinite(value):
+        return Ratio(min(their_limits) / calls, np.nan, True)
+    if len(ours) == 1 and len(theirs) == 1:
+        return Ratio(value / calls, np.nan, False)
+    rng, sample = np.random.default_rng(0), []
+    for _ in range(resamples):
+        a, b = rng.integers(len(ours), size=len(ours)), rng.integers(len(theirs), size=len(theirs))
+        limits = [their_limits[k] for k in b]
+        sample.append(min(needed([ours[k] for k in a], [theirs[k] for k in b], limits), min(limits)) / calls)
+    return Ratio(value / calls, float(np.std(sample)), False)
+
+
+# ---------------------------------------------------------------- calibration
+
+Prediction = Callable[[Sequence[int], int], tuple[float, float, float]]
+
+
+def predict_by_good_turing(hits: Sequence[int], trials: int) -> tuple[float, float, float]:
+    """Number of new minima in further trials that end in a minimum: mean, and a 90 % interval as of a Poisson variable.
+
+    The mean is that of Chao's extrapolation f0 (1 - (1 - f1 / (n f0 + f1))^trials), f0 the number that he estimates to
+    be missing; for few trials it is the Good-Turing estimate, trials f1/n.
+    """
+    n, once = sum(hits), sum(count == 1 for count in hits)
+    missing = chao1(hits) - sum(count > 0 for count in hits)
+    if not n or not once:
+        mean = 0.0
+    elif missing <= 0:  # a single singleton
+        mean = trials * once / n * 0.5
+    else:
+        mean = missing * (1 - (1 - once / (n * missing + once)) ** trials)
+    return mean, float(poisson.ppf(0.05, mean)) if mean else 0.0, float(poisson.ppf(0.95, mean)) if mean else 0.0
+
+
+def check_predictions(
+    met: Sequence[int | None], predict: Prediction, points: Sequence[int] = CALIBRATION_POINTS, horizon: int = HORIZON
+) -> list[dict[str, float]]:
+    """Predicted and actual numbers of new minima after some numbers of trials of one run.
+
+    `predict(hits, trials)` is asked for as many trials that end in a minimum as are to be expected among the next
+    `horizon` trials, from the share so far.
+
+    Parameters
+    ----------
+    met : sequence of int or None
+        As of `loosely_met`.
+    predict : callable
+        Mean and lower and upper end of the interval.
+    points, horizon : sequence of int, int
+        After how many trials, for how many.
+    """
+    checks = []
+    for point in points:
+        if len(met) < point + horizon:
+            continue
+        before = [index for index in met[:point] if index is not None]
+        if not before:
+            continue
+        hits = np.bincount(before)
+        hits = hits[hits > 0].tolist()
+        new = len(set(met[: point + horizon]) - {None} - set(before))
+        mean, low, high = predict(hits, round(horizon * len(before) / point))
+        checks.append({"trials": point, "mean": mean, "low": low, "high": high, "new": new})
+    return checks
+
+
+# ---------------------------------------------------------------- reporting
+
+
+def evaluate(runs: Sequence[Run], budgets: Sequence[int], check_modes: int = 0) -> dict[str, Any]:
+    """Everything that is reported on these runs of one system; their minima are taken up into its reference set."""
+    pool = Pool(runs[0].folder / f"reference_{runs[0].formula}.extxyz")
+    counted = [counted_in(run, pool) for run in runs]
+    pool.save()
+    by_method: dict[str, list[Counted]] = {}
+    for each in counted:
+        by_method.setdefault(each.run.method, []).append(each)
+    facts: dict[str, Any] = {"pooled": len(pool.frames), "windows": {}, "methods": {}, "runs": {}}
+    for window in WINDOWS:
+        facts["windows"][str(window)] = _curves(by_method, pool.within(window), budgets)
+    for method, group in by_method.items():
+        facts["methods"][method] = _totals(group)
+    for each in counted:
+        facts["runs"][each.run.name] = {
+            "first_met": {str(k): calls for k, calls in sorted(each.first.items())},
+            "distinct_alone": each.account["distinct"],
+            "limit": each.limit,
+            **each.state,
+        }
+        if check_modes:
+            facts["runs"][each.run.name]["modes"] = modes_of(each, check_modes)
+    facts["energies"] = (pool.energies - pool.energies.min(initial=np.inf)).tolist()
+    return facts
+
+
+def _curves(by_method: dict[str, list[Counted]], within: np.ndarray, budgets: Sequence[int]) -> dict[str, Any]:
+    result: dict[str, Any] = {"pooled": int(np.sum(within)), "methods": {}}
+    marks = {method: [each.marks(within) for each in group] for method, group in by_method.items()}
+    limits = {method: [each.limit for each in group] for method, group in by_method.items()}
+    longest = max(max(limit) for limit in limits.values())
+    for method, group in by_method.items():
+        reached = [budget for budget in budgets if budget <= max(limits[method])]
+        grid = np.unique(np.geomspace(100, max(longest, 101), 120).round())
+        grid = grid[grid <= min(limits[method])]
+        mean, error, seeds = mean_curve(marks[method], limits[method], reached)
+        loose = mean_curve([each.marks(within, True) for each in group], limits[method], reached)[0]
+        smooth_mean, smooth_error, _ = mean_curve(marks[method], limits[method], grid)
+        ratios = [
+            None
+            if method == "rss"
+            else ratio_at(marks[method], limits[method], marks.get("rss", []), limits.get("rss", []), budget)
+            for budget in reached
+        ]
+        result["methods"][method] = {
+            "calls": reached,
+            "mean": mean.tolist(),
+            "standard_error": error.tolist(),
+            "seeds": seeds.tolist(),
+            "recovered": loose.tolist(),
+            "ratio": [None if ratio is None else asdict(ratio) for ratio in ratios],
+            "curve": {"calls": grid.tolist(), "mean": smooth_mean.tolist(), "standard_error": smooth_error.tolist()},
+        }
+    return result
+
+
+def _totals(group: Sequence[Counted]) -> dict[str, Any]:
+    """Cost and calibration of one method, over its seeds."""
+    calls, trials = (sum(each.state[key] for each in group) for key in ("calls", "trials"))
+    met = [index for each in group for index in each.account["met"]]
+    checks = [
+        {"seed": each.run.seed, **check}
+        for each in group
+        for check in check_predictions(each.account["met"], predict_new or predict_by_good_turing)
+    ]
+    held = [check["low"] <= check["new"] <= check["high"] for check in checks]
+    return {
+        "seeds": len(group),
+        "calls": calls,
+        "trials": trials,
+        "calls_per_trial": calls / max(trials, 1),
+        "whole_percent": 100 * sum(index is not None for index in met) / max(len(met), 1),
+        "seconds_per_1000_calls": 1000 * sum(each.state["wall_time"] for each in group) / max(calls, 1),
+        "refinement_calls": sum(each.account["refinement_calls"] for each in group),
+        "predictions": checks,
+        "predictions_held_percent": 100 * float(np.mean(held)) if held else None,
+    }
+
+
+def modes_of(counted: Counted, number: int) -> dict[str, int]:
+    """Of so many of a run's minima, drawn at random: how many were checked, and how many have no imaginary mode."""
+    run = counted.run
+    path, which = run.refined_file(".modes.json"), counted.account["which"]
+    known = json.loads(path.read_text()) if path.exists() else {}
+    ends = {}
+    for end, own in which.items():
+        ends.setdefault(own, int(end))
+    drawn = np.random.default_rng(0).permutation(len(ends))[:number]
+    frames = {int(atoms.info["number"]): atoms for atoms in read(run.refined_file(".extxyz"), ":")}
+    imaginary = []
+    for own in drawn:
+        atoms = frames[ends[own]]
+        key = str(atoms.info["key"])
+        if key not in known:
+            atoms.calc = run.new_calculator()
+            try:
+                known[key] = vibrations(atoms).imaginary()
+            except CalculatorFailure:
+                known[key] = None
+        imaginary.append(known[key])
+    _replace(path, lambda part: part.write_text(json.dumps(known)))
+    imaginary = [count for count in imaginary if count is not None]
+    return {"checked": len(imaginary), "metastable": sum(count == 0 for count in imaginary)}
+
+
+def runs_in(folder: Path, calculator: str) -> dict[str, list[Run]]:
+    """The runs in a folder that have come to a budget, by formula, in the order of the methods above."""
+    order, found = [*METHODS, *PEERS], []
+    for path in folder.glob("*_*_*.json"):
+        formula, method, seed = path.stem.rsplit("_", 2)
+        if method in order and (folder / f"{path.stem}{'.extxyz' if method in PEERS else '.db'}").exists():
+            found.append(Run(folder, formula, method, int(seed), calculator))
+    found.sort(key=lambda run: (order.index(run.method), run.seed))
+    formulas = [*HELD_OUT, *BEYOND]
+    formulas += sorted({run.formula for run in found} - set(formulas))
+    groups = {formula: [run for run in found if run.formula == formula] for formula in formulas}
+    return {formula: group for formula, group in groups.items() if group}
+
+
+def tables(facts: dict[str, Any], window: float) -> str:
+    """Markdown of all systems: minima within a window against calls, ratios of calls, and totals."""
+    lines = []
+    for formula, system in facts.items():
+        curves = system["windows"][str(window)]
+        budgets = sorted({calls for method in curves["methods"].values() for calls in method["calls"]})
+        head = " | ".join(f"{budget:,}".replace(",", " ") for budget in budgets)
+        kind = "held out" if formula in HELD_OUT else "elements beyond QM9" if formula in BEYOND else "own choice"
+        lines += [
+            "",
+            f"### {formula} ({kind}): {curves['pooled']} known within {window:g} eV",
+            "",
+            f"Distinct minima after so many force calls; (×) the calls of random search for as many. "
+            f"{system['pooled']} known in all.",
+            "",
+            f"| method | seeds | {head} | recovered | whole / % | calls/trial | s/1000 calls | interval held / % |",
+            "| --- " * (len(budgets) + 7) + "|",
+        ]
+        for method, curve in curves["methods"].items():
+            at = dict(zip(curve["calls"], range(len(curve["calls"])), strict=True))
+            cells = [_cell(curve, at[budget]) if budget in at else "" for budget in budgets]
+            total = system["methods"][method]
+            recovered = f"{curve['recovered'][-1]:.1f}" if curve["recovered"] else ""
+            held = total["predictions_held_percent"]
+            cells += [
+                recovered,
+                f"{total['whole_percent']:.0f}",
+                f"{total['calls_per_trial']:.1f}",
+                f"{total['seconds_per_1000_calls']:.1f}",
+                "" if held is None else f"{held:.0f} of {len(total['predictions'])}",
+            ]
+            lines.append(f"| {method} | {total['seeds']} | {' | '.join(cells)} |")
+        checked = [run["modes"] for run in system["runs"].values() if "modes" in run]
+        if checked:
+            good, all_ = (sum(modes[key] for modes in checked) for key in ("metastable", "checked"))
+            lines += ["", f"Without imaginary mode: {good} of {all_} minima drawn from the runs."]
+    return "\n".join(lines).strip()
+
+
+def _cell(curve: dict[str, Any], k: int) -> str:
+    error = curve["standard_error"][k]
+    text = f"{curve['mean'][k]:.1f}" + (f" ± {error:.1f}" if np.isfinite(error) else "")
+    ratio = curve["ratio"][k]
+    return text if ratio is None else f"{text} ({Ratio(**ratio)}×)"
+
+
+def write_csv(facts: dict[str, Any], path: Path) -> None:
+    """The curves at the budgets, one row for each system, window, method and budget."""
+    columns = "formula window method calls seeds mean standard_error recovered pooled ratio ratio_error ratio_is_bound"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns.split())
+        for formula, system in facts.items():
+            for window, curves in system["windows"].items():
+                for method, curve in curves["methods"].items():
+                    keys = "calls seeds mean standard_error recovered ratio".split()
+                    for *numbers, ratio in zip(*(curve[key] for key in keys), strict=True):
+                        ratio = ["", "", ""] if ratio is None else list(ratio.values())
+                        writer.writerow([formula, window, method, *numbers, curves["pooled"], *ratio])
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """The command `run`."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    runs = [
+        Run(options.folder.absolute(), formula, method, seed, options.calculator)
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
+        for formula in options.systems
+        for method in options.methods
+    ]
+    if options.processes == 1:
+        for run in runs:
+            _tell(run, lambda run=run: carry_out(run, options.max_calls))
+        return
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(carry_out, run, options.max_calls): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                _tell(futures[future], future.result)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _tell(run: Run, result: Callable[[], str]) -> None:
+    """Print what came of a run; a mistake in one does not end the others."""
+    try:
+        print(result(), flush=True)
+    except InputError as error:
+        print(f"{run.name}: {error}", flush=True)
+
+
+def report(options: argparse.Namespace) -> None:
+    """The command `report`."""
+    groups = runs_in(options.folder.absolute(), options.calculator)
+    groups = {formula: runs for formula, runs in groups.items() if not options.systems or formula in options.systems}
+    if not groups:
+        raise SystemExit(f"There are no runs in {options.folder}.")
+    facts = {formula: evaluate(runs, options.budgets, options.check_modes) for formula, runs in groups.items()}
+    (options.folder / "report.json").write_text(json.dumps(facts, indent=1))
+    write_csv(facts, options.folder / "curves.csv")
+    text = "\n\n".join(tables(facts, window) for window in options.windows)
+    (options.folder / "report.md").write_text(text + "\n")
+    print(text)
+    if options.plot:
+        from plots import draw_curves
+
+        draw_curves(facts, options.windows[0], options.plot)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    runner = commands.add_parser("run")
+    runner.set_defaults(function=run_all)
+    runner.add_argument("--systems", nargs="+", default=[*HELD_OUT, *BEYOND], metavar="FORMULA")
+    runner.add_argument("--methods", nargs="+", choices=[*METHODS, *PEERS], default=["gss", "rss", "diffusion", "mn"])
+    runner.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    runner.add_argument("--first-seed", type=int, default=0)
+    runner.add_argument("--max-calls", type=int, default=40_000)
+    runner.add_argument("--processes", type=int, default=1)
+    reporter = commands.add_parser("report")
+    reporter.set_defaults(function=report)
+    reporter.add_argument("--systems", nargs="+", metavar="FORMULA", help="only these")
+    reporter.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS), help="force calls to report at")
+    reporter.add_argument(
+        "--windows", nargs="+", type=float, choices=WINDOWS, default=[WINDOWS[0]], help="of the tables"
+    )
+    reporter.add_argument("--check-modes", type=int, default=0, metavar="N", help="vibrations of N minima of each run")
+    reporter.add_argument("--plot", type=Path, help="draw the curves: .png, .svg, .pdf")
+    for command in (runner, reporter):
+        command.add_argument("--folder", type=Path, required=True)
+        command.add_argument("--calculator", default="gfn2")
+    options = parser.parse_args()
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main()

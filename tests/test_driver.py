@@ -1,0 +1,138 @@
+"""Generations: what a search finds depends neither on interruptions nor on the number of workers."""
+
+import numpy as np
+import pytest
+from ase.calculators.lj import LennardJones
+from conftest import GaussianScore
+
+from ase_gss import GenerativeRSS
+from ase_gss.driver import SearchError
+from ase_gss.errors import InputError
+
+PLACES = np.random.default_rng(1).normal(scale=1.2, size=(7, 3))
+
+
+class Argon(LennardJones):
+    """Seven of these atoms have four minima."""
+
+    def __init__(self):
+        super().__init__(sigma=1.9, epsilon=0.1, rc=30.0)
+
+
+class Failing(Argon):
+    """Fails for a share of all structures, always the same ones."""
+
+    share = 0.5
+
+    def calculate(self, atoms=None, properties=None, system_changes=()):
+        if (abs(atoms.positions).sum() * 1e4) % 1 < self.share:
+            raise RuntimeError("no convergence")
+        super().calculate(atoms, properties, system_changes)
+
+
+def search(database=None, calculator=Argon, **keywords):
+    score = GaussianScore(1.2 * PLACES, spread=0.7)
+    return GenerativeRSS("Ar7", calculator, score=score, database=database, **keywords)
+
+
+def outcome(done):
+    """Everything about the trials and minima that must not change."""
+    trials = sorted(
+        (r.number, r.regime, str(r.ended), r.force_calls, r.known, None if r.energy is None else round(r.energy, 9))
+        for r in done.archive.records
+    )
+    minima = [(round(a.get_potential_energy(), 9), a.info["hits"], a.info["first_trial"]) for a in done.minima]
+    return trials, minima
+
+
+@pytest.fixture(scope="module")
+def whole():
+    done = search()
+    done.run(trials=160)
+    return outcome(done)
+
+
+def test_an_adaptive_search_takes_every_regime(whole):
+    assert {trial[1] for trial in whole[0]} == {"diffusion", "hot", "hotter", "early", "again", "rss"}
+
+
+def test_stopping_in_the_middle_changes_nothing(tmp_path, whole):
+    path = tmp_path / "search.db"
+    for trials in (5, 16, 77, 78, 130, 160):
+        part = search(path)
+        part.run(trials=trials)
+        assert part.trials == trials
+    assert outcome(part) == whole
+    assert outcome(search(path)) == whole
+
+
+def test_interrupts_change_nothing(tmp_path, whole):
+    path, rng = tmp_path / "search.db", np.random.default_rng(0)
+    for _ in range(8):
+        part, left = search(path), int(rng.integers(3, 60))
+
+        def interrupt(part=part, left=left, start=part.trials):
+            if part.trials >= start + left:
+                raise KeyboardInterrupt
+
+        part.attach(interrupt)
+        try:
+            part.run(trials=160)
+        except KeyboardInterrupt:
+            continue
+        break
+    last = search(path)
+    last.run(trials=160)
+    assert outcome(last) == whole
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_change_nothing(workers, whole):
+    done = search(workers=workers, call_limit=60.0)
+    done.run(trials=160)
+    assert outcome(done) == whole
+
+
+def test_a_stopped_search_goes_on(tmp_path, whole):
+    path = tmp_path / "search.db"
+    first = search(path)
+    first.attach(lambda: first.stop() if first.trials >= 50 else None)
+    first.run(trials=160)
+    assert 50 <= first.trials < 100
+    second = search(path)
+    second.run(trials=160)
+    assert outcome(second) == whole
+
+
+def test_a_wrong_set_up_ends_the_search_with_its_reason():
+    broken = search(calculator=Failing)
+    with pytest.raises(SearchError, match="no convergence"):
+        broken.run(trials=160)
+    assert 20 <= broken.trials < 60
+
+
+def test_with_a_higher_limit_it_goes_on():
+    tolerant = search(calculator=Failing, failure_limit=1.0)
+    tolerant.run(trials=40)
+    assert tolerant.trials == 40
+
+
+def test_a_regime_by_name_is_the_only_one():
+    done = search(regime="early")
+    done.run(trials=20)
+    assert {r.regime for r in done.archive.records} == {"early"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"regime": "best"}, "No regime 'best'"),
+        ({"regime": "hot", "coupling": "mn"}, "not both"),
+        ({"workers": 0}, "at least one worker"),
+        ({"failure_limit": 0}, "failure limit"),
+        ({"call_limit": -1.0}, "positive"),
+    ],
+)
+def test_wrong_input_is_one_sentence(wrong, words):
+    with pytest.raises(InputError, match=words):
+        search(**wrong)

@@ -1,0 +1,80 @@
+"""What regimes have cost and found, and which of them comes next."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ase_gss.coupling import Diffusion
+from ase_gss.ledger import Entry, Ledger
+from ase_gss.regimes import KNOWN, NOISE, Regime, choose
+from ase_gss.schedule import Schedule
+
+A, B = (Regime(name, Diffusion(), Schedule(), NOISE) for name in "AB")
+
+
+def ledger_of(*entries: Entry, window: float = np.inf) -> Ledger:
+    ledger = Ledger(window)
+    for entry in entries:
+        ledger.enter(entry)
+    ledger.advance(before=10**9)
+    return ledger
+
+
+def test_a_minimum_with_two_hits_is_nobodys_only_hit():
+    once = Entry(0, "A", 10, minimum=0, energy=-1.0)
+    assert ledger_of(once).only_hits() == {"A": 1}
+    assert not ledger_of(once, Entry(1, "B", 10, minimum=0, energy=-1.0)).only_hits()
+
+
+def test_minima_above_the_window_do_not_count():
+    ledger = ledger_of(Entry(0, "A", 10, minimum=0, energy=-1.0), Entry(1, "B", 10, minimum=1, energy=1.0), window=1.5)
+    assert ledger.only_hits() == {"A": 1, "B": 0}
+    assert ledger.known_minima() == [0]
+
+
+def test_later_trials_are_not_known_yet():
+    ledger = Ledger()
+    ledger.enter(Entry(20, "A", 10, minimum=1, energy=0.0))
+    ledger.enter(Entry(3, "A", 10, minimum=0, energy=1.0))
+    ledger.advance(before=16)
+    assert ledger.known_minima() == [3]
+    assert ledger.trials == {"A": 1}
+    ledger.advance(before=32)
+    assert ledger.known_minima() == [20, 3]
+    assert ledger.force_calls == {"A": 20}
+
+
+@given(st.permutations(range(12)), st.randoms(use_true_random=False))
+def test_the_order_in_which_trials_finish_does_not_matter(order, random):
+    entries = [
+        Entry(n, random.choice("AB"), random.randint(1, 9), random.randint(0, 4), 0.1 * n, "x") for n in range(12)
+    ]
+    straight, shuffled = ledger_of(*entries), ledger_of(*(entries[n] for n in order))
+    assert straight.only_hits() == shuffled.only_hits()
+    assert straight.familiarity().interest("x") == shuffled.familiarity().interest("x")
+    assert straight.known_minima() == shuffled.known_minima()
+
+
+def test_bonds_that_always_end_alike_lose_interest_and_those_with_conformers_keep_it():
+    rigid = [Entry(n, "A", 10, minimum=0, energy=0.0, bonds="rigid") for n in range(20)]
+    flexible = [Entry(20 + n, "A", 10, minimum=1 + n, energy=0.0, bonds="flexible") for n in range(20)]
+    ledger = ledger_of(*rigid, *flexible)
+    assert ledger.familiarity().interest("never seen") == 1
+    assert ledger.familiarity().interest("rigid") < 0.1
+    assert ledger.familiarity().interest("flexible") > 0.8
+
+
+def test_trials_go_where_new_minima_are_cheap():
+    cheap = [Entry(n, "A", 5, minimum=n, energy=0.0) for n in range(30)]
+    dear = [Entry(30 + n, "B", 50, minimum=0, energy=0.0) for n in range(30)]
+    chosen = choose([A, B], ledger_of(*cheap, *dear), 1000, np.random.default_rng(0))
+    share = np.mean([regime.name == "A" for regime in chosen])
+    assert 0.9 < share < 1  # and the other is not forgotten
+
+
+def test_nothing_starts_from_known_minima_before_there_are_any():
+    again = Regime("again", Diffusion(), Schedule(), KNOWN, sigma=1.0)
+    rng = np.random.default_rng(0)
+    assert {regime.name for regime in choose([A, again], Ledger(), 100, rng)} == {"A"}
+    known = ledger_of(Entry(0, "A", 10, minimum=0, energy=0.0))
+    assert {regime.name for regime in choose([A, again], known, 100, rng)} == {"A", "again"}
