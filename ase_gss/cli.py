@@ -3,23 +3,38 @@
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ase_gss.errors import InputError
 
+if TYPE_CHECKING:
+    from ase_gss.search import GenerativeRSS
+
+#: s; after SIGTERM what is under way may take so long. Queue systems wait 30 s or more before they kill.
+GRACE = 20.0
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for a search that cannot go on, 2 for bad input, 130 for Ctrl-C."""
+    """Run a command.
+
+    Returns the exit code: 0, 1 for a search that cannot go on, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
+    """
     options = _parser().parse_args(arguments)
     # Two threads in one process stall beside any other computing process, and molecules are too small to share.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from ase_gss.database import ArchiveError
+
     try:
         return options.run(options)
-    except InputError as error:
+    except (InputError, ArchiveError) as error:
         print(f"ase-gss: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("ase-gss: interrupted", file=sys.stderr)
         return 130
@@ -177,6 +192,7 @@ def _search(options: argparse.Namespace) -> int:
 
     from ase_gss.report import ranking_table, summary, summary_text
     from ase_gss.search import GenerativeRSS, SearchError
+    from ase_gss.workers import WorkersError
 
     search = GenerativeRSS(
         formula,
@@ -213,13 +229,18 @@ def _search(options: argparse.Namespace) -> int:
         kind = f"{len(search.numbers)} atoms, charge {options.charge}, multiplicity {search.multiplicity}"
     print(f"Searching {formula} ({kind}) with {calculator}.")
     if search.trials:
-        print(f"{search.archive.path}: going on after {search.trials} trials and {search.force_calls} force calls.")
+        print(f"{search.archive.name}: going on after {search.trials} trials and {search.force_calls} force calls.")
     by_calls, unit = options.max_calls is not None, "eV/atom" if options.crystal else "eV"
     total = options.max_calls if by_calls else options.trials
     status, message = 0, ""
+    shown = 0.0
     with tqdm(total=total, unit="call" if by_calls else "trial", initial=0, mininterval=0.5) as bar:
 
         def show() -> None:
+            nonlocal shown
+            if time.monotonic() - shown < 0.5:
+                return
+            shown = time.monotonic()
             bar.n = min(search.force_calls if by_calls else search.trials, total)
             energies = search.energies
             best = f"{min(energies):.4f} {unit}" if energies else "-"
@@ -232,22 +253,53 @@ def _search(options: argparse.Namespace) -> int:
         show()
         search.attach(show)
         try:
-            search.run(trials=options.trials, max_calls=options.max_calls)
+            with _until_sigterm(search) as terminated:
+                search.run(trials=options.trials, max_calls=options.max_calls)
         except KeyboardInterrupt:
             status, message = 130, "Interrupted; the same command goes on from here."
-        except SearchError as error:
+        except (SearchError, WorkersError) as error:
             status, message = 1, f"ase-gss: {error}"
+        if terminated:
+            status, message = 143, "Stopped by SIGTERM; the same command goes on from here."
+        shown = 0.0
+        show()
     print()
     print(ranking_table(search.minima, options.top))
     print()
     print(summary_text(summary(search.archive)))
     if search.minima:
-        print(f"All trials are in {search.archive.path}; only the minima: ase gui '{search.archive.path}@minimum>0'")
+        name = search.archive.name
+        print(f"All trials are in {name}; only the minima: ase gui '{name}@minimum>0'")
     if search.dried_up:
-        print("The search has ended early: ten generations in a row brought nothing but known minima.")
+        print("The search has ended early: twenty generations in a row brought nothing but known minima.")
     if message:
         print(message, file=sys.stderr)
     return status
+
+
+@contextmanager
+def _until_sigterm(search: "GenerativeRSS") -> Iterator[list[int]]:
+    """Let SIGTERM end the search: what is under way may be finished within `GRACE`, a second one ends it at once."""
+    came: list[int] = []
+
+    def at_once(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def stop(number: int, frame: object) -> None:
+        came.append(number)
+        search.stop()
+        signal.signal(signal.SIGTERM, at_once)
+        if hasattr(signal, "SIGALRM"):
+            signal.signal(signal.SIGALRM, at_once)
+            signal.setitimer(signal.ITIMER_REAL, GRACE)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if came and hasattr(signal, "SIGALRM"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _rank(options: argparse.Namespace) -> int:

@@ -315,8 +315,7 @@ def account_of(run: Run) -> dict[str, Any]:
     -------
     dict
         `calls` and `met` (see `loosely_met`) of every trial; `which`, number of the end: its distinct minimum;
-        `distinct`, their number; `recovered_by`, of each the number of an end that is within 50 meV and 0.05 Å of it,
-        or None; `refinement_calls`.
+        `distinct`, their number; `recovered`, see `recovered_at`; `refinement_calls`; keys are strings.
     """
     ends, path = run.ends(), run.refined_file(".json")
     digest = f"{len(ends)} {ends[-1].calls if ends else 0} {_key(ends[-1]) if ends else ''}"

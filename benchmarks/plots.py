@@ -9,6 +9,8 @@ import numpy as np
 def draw_curves(facts: dict[str, Any], window: float, path: Path) -> None:
     """Distinct minima within a window (eV) against force calls: one panel a system, mean and standard error.
 
+    A dotted line is the number of all that are known.
+
     Parameters
     ----------
     facts : dict
@@ -27,7 +29,9 @@ def draw_curves(facts: dict[str, Any], window: float, path: Path) -> None:
 
     columns = min(4, len(facts))
     rows = -(-len(facts) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.0 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(3.6 * columns, 6.0), 3.2 * rows + 0.6), squeeze=False, layout="constrained"
+    )
     names = list(dict.fromkeys(name for system in facts.values() for name in system["methods"]))
     # This search and random search are what the eye should find first.
     colors = dict(zip(names, plt.colormaps["tab20"](np.arange(len(names)) % 20), strict=True))
@@ -46,9 +50,13 @@ def draw_curves(facts: dict[str, Any], window: float, path: Path) -> None:
     for panel in axes.flat[len(facts) :]:
         panel.set_axis_off()
     figure.supxlabel("force calls")
-    figure.supylabel(f"distinct minima within {window:g} eV (dotted: all known)")
+    figure.supylabel(f"minima within {window:g} eV")
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=min(len(handles), 7), frameon=False
+        handles.values(),
+        handles.keys(),
+        loc="outside upper center",
+        ncols=min(len(handles), 2 + columns),
+        frameon=False,
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,0 +1,204 @@
+"""The benchmark of molecules: its counting, curves, ratios, intervals, files; no xTB."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.optimize import BFGS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+molecules = pytest.importorskip("molecules", reason="the benchmarks are not beside the tests")
+import peers  # noqa: E402
+from molecules import End, Pool, Run  # noqa: E402
+
+
+def water(angle=104.5, energy=-10.0, length=0.96):
+    """A water molecule with an energy, its angle in degrees."""
+    half = np.radians(angle) / 2
+    hydrogens = [[length * np.sin(half) * side, 0, length * np.cos(half)] for side in (1, -1)]
+    atoms = Atoms("OH2", positions=[[0, 0, 0], *hydrogens])
+    atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    return atoms
+
+
+def ended(number, calls, atoms, is_minimum=True, known=None):
+    energy = atoms.get_potential_energy()
+    return End(number, calls, atoms, energy, is_minimum, known)
+
+
+def refined(atoms, number, is_minimum=True):
+    atoms.info.update(number=number, is_minimum=is_minimum, calls=3)
+    return atoms
+
+
+def test_counts_and_mean_curve():
+    marks, limits = [np.array([10, 20, 30]), np.array([15, 25])], [100, 40]
+    assert molecules.counts_at(marks[0], [5, 10, 29, 30]).tolist() == [0, 1, 2, 3]
+    mean, error, number = molecules.mean_curve(marks, limits, [10, 30, 50, 200])
+    assert mean[:3].tolist() == [0.5, 2.5, 3.0]
+    assert error[0] == pytest.approx(0.5)
+    assert np.isnan(error[2])
+    assert number.tolist() == [2, 2, 1, 0]
+    assert np.isnan(mean[3])
+
+
+def test_a_run_without_a_minimum_counts_as_none():
+    mean, _, number = molecules.mean_curve([np.array([]), np.array([10])], [50, 50], [20])
+    assert (mean[0], number[0]) == (0.5, 2)
+
+
+def test_calls_to_reach_interpolates_and_says_never():
+    marks, limits = [np.array([100.0, 200.0, 300.0])], [1000]
+    assert molecules.calls_to_reach(marks, limits, 2) == 200
+    assert molecules.calls_to_reach(marks, limits, 2.5) == pytest.approx(250)
+    assert molecules.calls_to_reach(marks, limits, 4) == np.inf
+    # Beyond the shortest run there is no mean over all of them.
+    assert molecules.calls_to_reach([marks[0], np.array([100.0])], [1000, 150], 2) == np.inf
+
+
+def test_ratio_of_calls():
+    ours = [np.arange(1, 21) * 10.0] * 2
+    theirs = [np.arange(1, 21) * 100.0] * 2
+    ratio = molecules.ratio_at(ours, [200, 200], theirs, [2000, 2000], 150)
+    assert ratio.value == pytest.approx(10)
+    assert ratio.error == pytest.approx(0)
+    assert str(ratio) == "10 ± 0"
+    bound = molecules.ratio_at(ours, [200, 200], theirs, [1000, 1000], 200)
+    assert str(bound) == ">5.0"
+    assert molecules.ratio_at(ours, [200, 200], theirs, [2000, 2000], 90) is None  # fewer than ten
+    assert molecules.ratio_at(ours, [200, 100], theirs, [2000, 2000], 150) is None  # one has not got there
+    assert molecules.ratio_at(ours, [200, 200], [], [], 150) is None
+
+
+def test_predictions_are_compared_with_what_came():
+    met = [0, None, 1, 1] + [2, 3, None, 0]
+    (check,) = molecules.check_predictions(met, lambda hits, trials: (trials, min(hits), max(hits)), [4], 4)
+    assert check == {"trials": 4, "mean": 3, "low": 1, "high": 2, "new": 2}
+    assert molecules.check_predictions(met, lambda hits, trials: (0, 0, 0), [4], 5) == []
+
+
+def test_good_turing_interval_covers():
+    rng, held = np.random.default_rng(0), []
+    for _ in range(40):
+        shares = rng.dirichlet(np.full(150, 0.5))
+        met = rng.choice(150, size=300, p=shares).tolist()
+        (check,) = molecules.check_predictions(met, molecules.predict_by_good_turing, [200])
+        held.append(check["low"] <= check["new"] <= check["high"])
+    assert np.mean(held) > 0.75
+    assert molecules.predict_by_good_turing([5, 3], 100) == (0, 0, 0)
+    assert molecules.predict_by_good_turing([1], 10)[0] > 0
+
+
+def test_counting_rule_of_one_run():
+    a, same, other = refined(water(), 0), refined(water(104.6, -10.002), 1), refined(water(110, -9.8), 2)
+    lost = refined(water(120, -9.0), 3, is_minimum=False)
+    pairs = [(ended(k, 10 * k, atoms), atoms) for k, atoms in enumerate((a, same, other, lost))]
+    minima, which = molecules.count_alone(pairs)
+    assert len(minima) == 2
+    assert which == {0: 0, 1: 0, 2: 1}
+
+
+def test_recovered_by_the_first_end_that_is_near():
+    near, far = water(104.6, -9.97), water(104.6, -9.9)
+    pairs = [(ended(0, 5, far), refined(water(), 0)), (ended(1, 9, near), refined(water(), 1))]
+    assert molecules.recovered_at(pairs, {0: 0, 1: 0}) == {0: 9}
+
+
+def test_trials_recognised_count_as_hits():
+    ends = [
+        ended(0, 5, water()),
+        ended(1, 5, water(), is_minimum=False, known=0),
+        ended(2, 9, water(104.5, -7)),
+        ended(3, 11, water(), is_minimum=False),
+    ]
+    assert molecules.loosely_met(ends) == [0, 0, 1, None]
+
+
+def test_pool_grows_and_is_read_back(tmp_path):
+    path = tmp_path / "reference_H2O.extxyz"
+    pool = Pool(path)
+    assert [pool.index(atoms, "x") for atoms in (water(), water(110, -9), water(104.6, -10.001))] == [0, 1, 0]
+    pool.save()
+    again = Pool(path)
+    assert again.index(water(110, -9), "y") == 1
+    assert again.index(water(100, -3), "y") == 2
+    assert again.within(5.0).tolist() == [True, True, False]
+    assert [atoms.info["met_by"] for atoms in again.frames] == ["x", "x", "y"]
+
+
+def emt():
+    return EMT()
+
+
+@pytest.mark.parametrize("name", ["basin-hopping", "basin-hopping-model", "minima-hopping", "ase-ga"])
+def test_peers_keep_to_their_budget_and_repeat(name):
+    if name == "ase-ga":
+        pytest.importorskip("ase_ga")
+    numbers = np.array([29] * 4)
+    runs = [peers.run_peer(name, numbers, EMT(), 1, 400) for _ in range(2)]
+    (ends, calls), (again, _) = runs
+    assert calls == 400
+    spent = [atoms.info["calls"] for atoms in ends]
+    assert spent == sorted(spent)
+    assert spent[-1] <= 400
+    assert spent == [atoms.info["calls"] for atoms in again]
+    minima = [atoms for atoms in ends if atoms.info["ended"] == "minimum"]
+    assert minima
+    assert all(np.linalg.norm(atoms.get_forces(), axis=1).max() < 0.05 for atoms in minima)
+
+
+def test_a_peer_goes_on_after_the_calculator_has_failed():
+    class Failing(EMT):
+        count = 0
+
+        def calculate(self, *args, **keywords):
+            self.count += 1
+            if self.count % 7 == 0:
+                raise RuntimeError("no convergence")
+            super().calculate(*args, **keywords)
+
+    assert peers.run_peer("basin-hopping", np.array([29] * 3), Failing(), 0, 100)[1] == 100
+
+
+def test_an_optimizer_of_a_peer_ends():
+    atoms = Atoms("Cu2", positions=[[0, 0, 0], [3.5, 0, 0]], calculator=EMT())
+    with peers.EndingBFGS(atoms, logfile=None, maxstep=1e-4) as dynamics:
+        dynamics.run(fmax=1e-6)
+    assert isinstance(dynamics, BFGS)
+    assert dynamics.nsteps == peers.MAX_STEPS
+
+
+def test_run_and_report(tmp_path, monkeypatch, capsys):
+    """Two methods of Cu3 with EMT: run, go on, report; nothing is refined twice."""
+    monkeypatch.setattr(molecules, "BUDGETS", (50, 100))
+    common = ["--folder", str(tmp_path), "--calculator", "emt"]
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["molecules.py", *words, *common])
+        molecules.main()
+
+    run = ["run", "--systems", "Cu3", "--methods", "rss", "basin-hopping", "--seeds", "2", "--max-calls"]
+    command(*run, "60")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("refined/*")}
+    command(*run, "60")
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("refined/*")}
+    command(*run, "120")
+    rss = Run(tmp_path, "Cu3", "rss", 1, "emt")
+    assert rss.state()["max_calls"] == 120
+    assert rss.state()["calls"] >= 120
+    assert molecules.account_of(rss)["distinct"] >= 1
+    capsys.readouterr()
+    words = ["report", "--budgets", "50", "100", "--check-modes", "1"]
+    if sys.modules.get("matplotlib") or pytest.importorskip("matplotlib"):
+        words += ["--plot", str(tmp_path / "curves.svg")]
+    command(*words)
+    assert "| basin-hopping | 2 |" in capsys.readouterr().out
+    assert (tmp_path / "report.json").exists()
+    assert (tmp_path / "curves.svg").exists()
+    rows = (tmp_path / "curves.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 2 * 2  # windows, methods, budgets
+    assert (tmp_path / "reference_Cu3.extxyz").exists()
