@@ -41,25 +41,20 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from peers import PEERS, run_peer
-from scipy.stats import poisson
 
 from ase_gss import GenerativeRSS
 from ase_gss.archive import Archive
 from ase_gss.bonds import is_connected
 from ase_gss.calculators import calculator_factory, calculator_source
+from ase_gss.completeness import predict_new
 from ase_gss.composition import parse_formula, spin_multiplicity
 from ase_gss.coupling import Mi
 from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFailure, CountedCalculator
-from ase_gss.minima import Comparison, MinimaList, chao1
+from ase_gss.minima import Comparison, MinimaList
 from ase_gss.relax import hand_off
 from ase_gss.trial import Ended
 from ase_gss.verify import vibrations
-
-try:
-    from ase_gss.report import predict_new
-except ImportError:
-    predict_new = None
 
 #: Formulas held out when the score was trained (C2H4O3 is not in QM9), and some of elements that QM9 does not have.
 HELD_OUT = ("C3H6O", "C4H6O", "C2H4O3", "C2H5NO")
@@ -103,6 +98,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rss": {"coupling": "rss"},
     "diffusion": {"coupling": "diffusion"},
     "hot": {"coupling": "hot"},
+    **{name: {"regime": name} for name in ("hotter", "early", "again")},
     "mi": {"coupling": "mi"},
     "mn": {"coupling": "mn"},
     "mi-published": {"coupling": Mi(k_mid=0.1, k_scale=0.15, start=0.25, gain=0.0037), **_AS_PUBLISHED},
@@ -114,12 +110,13 @@ METHODS: dict[str, dict[str, Any]] = {
 class End:
     """How one trial of a run, or one relaxation of a peer, ended.
 
-    `calls` are those of the whole run so far; `known` is the trial whose end it was recognised as, without relaxation.
+    `calls` are those of the whole run so far; `atoms` may be None where it is no minimum; `known` is the trial whose
+    end it was recognised as, without relaxation.
     """
 
     number: int
     calls: int
-    atoms: Atoms
+    atoms: Atoms | None
     energy: float | None
     is_minimum: bool
     known: int | None = None
@@ -180,10 +177,9 @@ class Run:
 def ends_of_database(path: Path) -> list[End]:
     """The ends of the trials of a search."""
     calls, ends = 0, []
-    for record in Archive(path, must_exist=True).records:
+    for record, atoms in Archive(path, must_exist=True).ends():
         calls += record.force_calls
-        is_minimum = record.ended is Ended.MINIMUM
-        ends.append(End(record.number, calls, record.atoms, record.energy, is_minimum, record.known))
+        ends.append(End(record.number, calls, atoms, record.energy, record.ended is Ended.MINIMUM, record.known))
     return ends
 
 
@@ -318,7 +314,8 @@ def account_of(run: Run) -> dict[str, Any]:
         `distinct`, their number; `recovered`, see `recovered_at`; `refinement_calls`; keys are strings.
     """
     ends, path = run.ends(), run.refined_file(".json")
-    digest = f"{len(ends)} {ends[-1].calls if ends else 0} {_key(ends[-1]) if ends else ''}"
+    last = next((end for end in reversed(ends) if end.is_minimum), None)
+    digest = f"{len(ends)} {ends[-1].calls if ends else 0} {_key(last) if last else ''}"
     if path.exists() and (account := json.loads(path.read_text()))["digest"] == digest:
         return account
     pairs = refined_ends(run, ends)
@@ -548,24 +545,7 @@ def ratio_at(
 
 # ---------------------------------------------------------------- calibration
 
-Prediction = Callable[[Sequence[int], int], tuple[float, float, float]]
-
-
-def predict_by_good_turing(hits: Sequence[int], trials: int) -> tuple[float, float, float]:
-    """Number of new minima in further trials that end in a minimum: mean, and a 90 % interval as of a Poisson variable.
-
-    The mean is that of Chao's extrapolation f0 (1 - (1 - f1 / (n f0 + f1))^trials), f0 the number that he estimates to
-    be missing; for few trials it is the Good-Turing estimate, trials f1/n.
-    """
-    n, once = sum(hits), sum(count == 1 for count in hits)
-    missing = chao1(hits) - sum(count > 0 for count in hits)
-    if not n or not once:
-        mean = 0.0
-    elif missing <= 0:  # a single singleton
-        mean = trials * once / n * 0.5
-    else:
-        mean = missing * (1 - (1 - once / (n * missing + once)) ** trials)
-    return mean, float(poisson.ppf(0.05, mean)) if mean else 0.0, float(poisson.ppf(0.95, mean)) if mean else 0.0
+Prediction = Callable[[Sequence[int], int, int], tuple[float, float, float]]
 
 
 def check_predictions(
@@ -573,15 +553,13 @@ def check_predictions(
 ) -> list[dict[str, float]]:
     """Predicted and actual numbers of new minima after some numbers of trials of one run.
 
-    `predict(hits, trials)` is asked for as many trials that end in a minimum as are to be expected among the next
-    `horizon` trials, from the share so far.
-
     Parameters
     ----------
     met : sequence of int or None
         As of `loosely_met`.
     predict : callable
-        Mean and lower and upper end of the interval.
+        As `ase_gss.completeness.predict_new`: of hits, trials so far and trials to come the mean and the lower and
+        upper end of the interval.
     points, horizon : sequence of int, int
         After how many trials, for how many.
     """
@@ -595,7 +573,7 @@ def check_predictions(
         hits = np.bincount(before)
         hits = hits[hits > 0].tolist()
         new = len(set(met[: point + horizon]) - {None} - set(before))
-        mean, low, high = predict(hits, round(horizon * len(before) / point))
+        mean, low, high = predict(hits, point, horizon)
         checks.append({"trials": point, "mean": mean, "low": low, "high": high, "new": new})
     return checks
 
@@ -666,7 +644,7 @@ def _totals(group: Sequence[Counted]) -> dict[str, Any]:
     checks = [
         {"seed": each.run.seed, **check}
         for each in group
-        for check in check_predictions(each.account["met"], predict_new or predict_by_good_turing)
+        for check in check_predictions(each.account["met"], predict_new)
     ]
     held = [check["low"] <= check["new"] <= check["high"] for check in checks]
     return {
@@ -813,7 +791,7 @@ def _tell(run: Run, result: Callable[[], str]) -> None:
     """Print what came of a run; a mistake in one does not end the others."""
     try:
         print(result(), flush=True)
-    except InputError as error:
+    except (InputError, RuntimeError) as error:  # a search that cannot go on is a RuntimeError
         print(f"{run.name}: {error}", flush=True)
 
 
