@@ -34,10 +34,11 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
     Returns
     -------
     dict
-        formula, trials, converged, failed (neither converged nor recognised), `ended` (how many trials ended how),
+        formula, trials, converged, failed (relaxed, but not converged), `ended` (how many trials ended how),
         force_calls, score_calls, refinement_calls, verification_calls, minima, refined, verified,
         dropped_by_refinement, lowest_energy (eV, None before the first), minima_within (by window in eV), hits,
-        chance_next_is_new, reachable_at_least, and the settings. Of periodic structures energies are enthalpies in
+        chance_next_is_new, reachable_at_least, new_in_next_100_trials (mean, and the ends of its 90 % interval),
+        regimes (of each: trials, force_calls), and the settings. Of periodic structures energies are enthalpies in
         eV/atom.
     """
     settings = archive.metadata.get("settings", {})
@@ -46,11 +47,17 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
     converged = sum(record.converged for record in archive.records)
     energies = minima.energies
     lowest = min(energies, default=None)
+    skipped = ended[str(Ended.KNOWN)] + ended[str(Ended.FAMILIAR)]
+    regimes: dict[str, dict[str, int]] = {}
+    for record in archive.records:
+        regime = regimes.setdefault(record.regime, {"trials": 0, "force_calls": 0})
+        regime["trials"] += 1
+        regime["force_calls"] += record.force_calls
     return {
         "formula": settings.get("formula"),
         "trials": archive.totals["trials"],
         "converged": converged,
-        "failed": archive.totals["trials"] - converged - ended[str(Ended.KNOWN)],
+        "failed": archive.totals["trials"] - converged - skipped,
         "ended": dict(ended),
         "force_calls": archive.totals["force_calls"],
         "score_calls": archive.totals["score_calls"],
@@ -65,6 +72,8 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
         "hits": sum(minima.hits),
         "chance_next_is_new": chance_next_is_new(minima.hits),
         "reachable_at_least": chao1(minima.hits),
+        "new_in_next_100_trials": predict_new(minima.hits, archive.totals["trials"]),
+        "regimes": regimes,
         "settings": settings,
     }
 
@@ -130,11 +139,18 @@ def summary_text(facts: dict[str, Any]) -> str:
     ended = ", ".join(f"{count} {how}" for how, count in facts["ended"].items())
     unit = "eV/atom" if facts["settings"].get("periodic") else "eV"
     within = ", ".join(f"{count} within {window} {unit}" for window, count in facts["minima_within"].items())
+    regimes = ", ".join(
+        f"{name} {regime['trials']} ({regime['force_calls']})"
+        for name, regime in sorted(facts["regimes"].items())
+        if name
+    )
     text = [
         f"{facts['formula']}: {facts['trials']} trials ({ended}), "
         f"{facts['force_calls']} force calls, {facts['score_calls']} score calls.",
         f"{facts['minima']} distinct minima: {within}.",
     ]
+    if len(facts["regimes"]) > 1:
+        text.insert(1, f"Trials (and force calls) by regime: {regimes}.")
     if facts["refined"]:
         checked = f", {facts['verified']} checked for imaginary modes" if facts["verified"] else ""
         text.append(
@@ -151,6 +167,12 @@ def summary_text(facts: dict[str, Any]) -> str:
         text.append(
             f"A trial that ends in a minimum now meets a new one with a chance of about {chance:.0f} % (Good-Turing); "
             f"trials like these can reach at least {facts['reachable_at_least']:.0f} (Chao1)."
+        )
+        mean, low, high = facts["new_in_next_100_trials"]
+        text.append(
+            f"The next 100 trials will meet about {mean:.0f} new ones; nine times of ten it is {low} to {high}."
+            if high
+            else "The next 100 trials will hardly meet a new one."
         )
     elif facts["minima"]:
         text.append("Too few trials have ended in minima to say how complete the list is.")

@@ -49,7 +49,6 @@ from ase_gss.calculators import calculator_factory, calculator_source
 from ase_gss.completeness import predict_new
 from ase_gss.composition import parse_formula, spin_multiplicity
 from ase_gss.coupling import Mi
-from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFailure, CountedCalculator
 from ase_gss.minima import Comparison, MinimaList
 from ase_gss.relax import hand_off
@@ -98,7 +97,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rss": {"coupling": "rss"},
     "diffusion": {"coupling": "diffusion"},
     "hot": {"coupling": "hot"},
-    **{name: {"regime": name} for name in ("hotter", "early", "again")},
+    **{name: {"regime": name} for name in ("hotter", "early")},
     "mi": {"coupling": "mi"},
     "mn": {"coupling": "mn"},
     "mi-published": {"coupling": Mi(k_mid=0.1, k_scale=0.15, start=0.25, gain=0.0037), **_AS_PUBLISHED},
@@ -210,9 +209,9 @@ def carry_out(run: Run, max_calls: int) -> str:
 
 def _run_search(run: Run, max_calls: int) -> None:
     before, begun = run.state(), time.perf_counter()
-    search = GenerativeRSS(
-        run.formula, run.calculator, fmax=FMAX, seed=run.seed, database=run.ends_file, **METHODS[run.method]
-    )
+    # No limit on failures: a method whose samples the calculator cannot do is to show it in its numbers.
+    keywords = {"fmax": FMAX, "seed": run.seed, "database": run.ends_file, "failure_limit": 1.0}
+    search = GenerativeRSS(run.formula, run.calculator, **keywords, **METHODS[run.method])
 
     def save(reached: int = before["max_calls"]) -> None:
         state = {
@@ -746,6 +745,15 @@ def _cell(curve: dict[str, Any], k: int) -> str:
     return text if ratio is None else f"{text} ({Ratio(**ratio)}×)"
 
 
+def _without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def write_csv(facts: dict[str, Any], path: Path) -> None:
     """The curves at the budgets, one row for each system, window, method and budget."""
     columns = "formula window method calls seeds mean standard_error recovered pooled ratio ratio_error ratio_is_bound"
@@ -774,25 +782,27 @@ def run_all(options: argparse.Namespace) -> None:
         for method in options.methods
     ]
     if options.processes == 1:
-        for run in runs:
-            _tell(run, lambda run=run: carry_out(run, options.max_calls))
-        return
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(carry_out, run, options.max_calls): run for run in runs}
-        try:
-            for future in as_completed(futures):
-                _tell(futures[future], future.result)
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
+        done = [_tell(run, lambda run=run: carry_out(run, options.max_calls)) for run in runs]
+    else:
+        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(carry_out, run, options.max_calls): run for run in runs}
+            try:
+                done = [_tell(futures[future], future.result) for future in as_completed(futures)]
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
+    if not all(done):
+        raise SystemExit(f"{done.count(False)} of {len(runs)} runs have failed; the same command goes on with them.")
 
 
-def _tell(run: Run, result: Callable[[], str]) -> None:
-    """Print what came of a run; a mistake in one does not end the others."""
+def _tell(run: Run, result: Callable[[], str]) -> bool:
+    """Print what came of a run, and say whether it succeeded: what goes wrong in one does not end the others."""
     try:
         print(result(), flush=True)
-    except (InputError, RuntimeError) as error:  # a search that cannot go on is a RuntimeError
-        print(f"{run.name}: {error}", flush=True)
+    except Exception as error:
+        print(f"{run.name}: {type(error).__name__}: {error}", flush=True)
+        return False
+    return True
 
 
 def report(options: argparse.Namespace) -> None:
@@ -802,7 +812,7 @@ def report(options: argparse.Namespace) -> None:
     if not groups:
         raise SystemExit(f"There are no runs in {options.folder}.")
     facts = {formula: evaluate(runs, options.budgets, options.check_modes) for formula, runs in groups.items()}
-    (options.folder / "report.json").write_text(json.dumps(facts, indent=1))
+    (options.folder / "report.json").write_text(json.dumps(_without_nan(facts), indent=1))
     write_csv(facts, options.folder / "curves.csv")
     text = "\n\n".join(tables(facts, window) for window in options.windows)
     (options.folder / "report.md").write_text(text + "\n")

@@ -34,7 +34,8 @@ def draw_curves(facts: dict[str, Any], window: float, path: Path) -> None:
     )
     names = list(dict.fromkeys(name for system in facts.values() for name in system["methods"]))
     # This search and random search are what the eye should find first.
-    colors = dict(zip(names, plt.colormaps["tab20"](np.arange(len(names)) % 20), strict=True))
+    palette = [color for k, color in enumerate(plt.colormaps["tab20"].colors) if k not in (6, 7)]  # less the reds
+    colors = {name: palette[k % len(palette)] for k, name in enumerate(names)}
     colors |= {"gss": "black", "rss": "tab:red"}
     handles: dict[str, Any] = {}
     for panel, (formula, system) in zip(axes.flat, facts.items(), strict=False):

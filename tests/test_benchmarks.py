@@ -193,6 +193,9 @@ def test_run_and_report(tmp_path, monkeypatch, capsys):
     assert "| basin-hopping | 2 |" in capsys.readouterr().out
     assert (tmp_path / "report.json").exists()
     assert (tmp_path / "curves.svg").exists() or "--plot" not in words
+    assert "NaN" not in (tmp_path / "report.json").read_text()
+    with pytest.raises(SystemExit, match="1 of 1 runs have failed"):
+        command("run", "--systems", "Xx3", "--methods", "rss", "--seeds", "1")
     rows = (tmp_path / "curves.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 2 * 2  # windows, methods, budgets
     assert (tmp_path / "reference_Cu3.extxyz").exists()

@@ -48,7 +48,7 @@ def outcome(done):
 @pytest.fixture(scope="module")
 def whole():
     done = search()
-    done.run(trials=160)
+    done.run(trials=112)
     return outcome(done)
 
 
@@ -58,7 +58,7 @@ def test_an_adaptive_search_takes_every_regime(whole):
 
 def test_stopping_in_the_middle_changes_nothing(tmp_path, whole):
     path = tmp_path / "search.db"
-    for trials in (5, 16, 77, 78, 130, 160):
+    for trials in (5, 16, 61, 62, 112):
         part = search(path)
         part.run(trials=trials)
         assert part.trials == trials
@@ -77,19 +77,19 @@ def test_interrupts_change_nothing(tmp_path, whole):
 
         part.attach(interrupt)
         try:
-            part.run(trials=160)
+            part.run(trials=112)
         except KeyboardInterrupt:
             continue
         break
     last = search(path)
-    last.run(trials=160)
+    last.run(trials=112)
     assert outcome(last) == whole
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_change_nothing(workers, whole):
     done = search(workers=workers, call_limit=60.0)
-    done.run(trials=160)
+    done.run(trials=112)
     assert outcome(done) == whole
 
 
@@ -97,17 +97,17 @@ def test_a_stopped_search_goes_on(tmp_path, whole):
     path = tmp_path / "search.db"
     first = search(path)
     first.attach(lambda: first.stop() if first.trials >= 50 else None)
-    first.run(trials=160)
+    first.run(trials=112)
     assert 50 <= first.trials < 100
     second = search(path)
-    second.run(trials=160)
+    second.run(trials=112)
     assert outcome(second) == whole
 
 
 def test_a_wrong_set_up_ends_the_search_with_its_reason():
     broken = search(calculator=Failing)
     with pytest.raises(SearchError, match="no convergence"):
-        broken.run(trials=160)
+        broken.run(trials=112)
     assert 20 <= broken.trials < 60
 
 
