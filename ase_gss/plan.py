@@ -173,7 +173,7 @@ class Plan:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
         regime = regime or self.regimes[0]
         coupling, schedule, system = regime.coupling, regime.schedule, self.system
-        if self.starts is not None or regime.start == KNOWN:
+        if self.starts is not None or (regime.start == KNOWN and known):
             if self.starts is not None:
                 atoms, sigma = self.starts[number % len(self.starts)].copy(), self.sigma_start
             else:
@@ -183,7 +183,7 @@ class Plan:
                 schedule = schedule.starting_at(sigma)
             walk = system.walk_from(atoms, rng, schedule, coupling)
             walk.scatter(sigma)
-        elif regime.start == NOISE:
+        elif regime.start in (NOISE, KNOWN):
             atoms, walk = system.walk_from_noise(rng, schedule, coupling)
         else:
             atoms = system.random_start(rng)

@@ -16,7 +16,7 @@ ADAPTIVE = "adaptive"
 #: Where a trial starts.
 NOISE, RANDOM, KNOWN = "noise", "random structure", "known minimum"
 #: Share of the trials that go to any regime, whatever they have found.
-EXPLORING = 0.1
+EXPLORING = 0.05
 #: What sampling a structure costs, in force calls: a regime whose samples are never relaxed must not look free.
 SAMPLING = 1.0
 
@@ -36,6 +36,8 @@ class Regime:
         earlier generations have found, with noise of `sigma`.
     sigma : float
         Å.
+    promise : float
+        New minima per force call, next to the other regimes, before anything is known.
     gives_up : bool
         A molecule that falls apart on the way to a minimum is given up, also where the trial began in pieces.
     """
@@ -45,6 +47,7 @@ class Regime:
     schedule: NoiseSchedule
     start: str = NOISE
     sigma: float = 0.0
+    promise: float = 1.0
     gives_up: bool = True
 
     @property
@@ -63,8 +66,8 @@ def choose(regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Gen
     """Regimes for the next n trials: each goes to the highest of rates drawn at random (Thompson sampling).
 
     What is sought are new minima per force call. Of a regime with f1 only hits for C force calls this rate has about a
-    gamma distribution of shape f1 + 1 and rate C + b; b makes the prior's mean that of all regimes together. A tenth
-    of the trials goes to any regime, so that none is forgotten.
+    gamma distribution of shape f1 + its promise and rate C + b; with b a regime of promise 1 is expected to do as well
+    as all together. One trial in twenty goes to any regime, so that none is forgotten.
 
     Parameters
     ----------
@@ -77,14 +80,15 @@ def choose(regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Gen
     rng : numpy.random.Generator
         Source of all randomness.
     """
-    usable = [regime for regime in regimes if regime.start != KNOWN or ledger.known_minima()]
+    usable = [regime for regime in regimes if regime.start != KNOWN or ledger.known_minima()] or list(regimes)
     only = ledger.only_hits()
     once = np.array([only.get(regime.name, 0) for regime in usable])
     cost = np.array(
         [ledger.force_calls.get(each.name, 0) + SAMPLING * ledger.trials.get(each.name, 0) for each in usable]
     )
     prior = (cost.sum() + 1) / (once.sum() + 1)
-    rates = rng.gamma(once + 1, 1 / (cost + prior), size=(n, len(usable)))
+    promise = np.array([regime.promise for regime in usable])
+    rates = rng.gamma(once + promise, 1 / (cost + prior), size=(n, len(usable)))
     explores = rng.random(n) < EXPLORING
     indices = np.where(explores, rng.integers(len(usable), size=n), np.argmax(rates, axis=1))
     return [usable[index] for index in indices]

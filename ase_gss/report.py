@@ -6,7 +6,7 @@ from typing import Any
 from ase import Atoms
 
 from ase_gss.archive import Archive
-from ase_gss.completeness import chance_next_is_new, chao1
+from ase_gss.completeness import chance_next_is_new, chao1, predict_new
 from ase_gss.composition import formula_of
 from ase_gss.crystal_minima import space_group
 from ase_gss.found import Found

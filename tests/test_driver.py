@@ -117,10 +117,11 @@ def test_with_a_higher_limit_it_goes_on():
     assert tolerant.trials == 40
 
 
-def test_a_regime_by_name_is_the_only_one():
-    done = search(regime="early")
+@pytest.mark.parametrize("regime", ["early", "again"])
+def test_a_regime_by_name_is_the_only_one(regime):
+    done = search(regime=regime)
     done.run(trials=20)
-    assert {r.regime for r in done.archive.records} == {"early"}
+    assert {r.regime for r in done.archive.records} == {regime}
 
 
 @pytest.mark.parametrize(
