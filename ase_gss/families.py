@@ -14,4 +14,8 @@ MOLECULES = (
     Regime("again", Hot(0.7), Schedule(), KNOWN, sigma=1.2, promise=0.7),
     Regime("rss", Diffusion(), Schedule(n_steps=0), RANDOM, promise=0.3),
 )
-CRYSTALS = (Regime("diffusion", Diffusion(), CRYSTAL_SCHEDULE, NOISE),)
+CRYSTALS = (
+    Regime("diffusion", Diffusion(), CRYSTAL_SCHEDULE, NOISE),
+    Regime("again", Diffusion(), CRYSTAL_SCHEDULE, KNOWN, sigma=0.7),
+    Regime("rss", Diffusion(), Schedule(n_steps=0), RANDOM, promise=0.5),
+)

@@ -165,7 +165,8 @@ class Crystal:
     score: ClassVar[str] = "crystals"
     coupling: ClassVar[str] = "diffusion"
     regime: ClassVar[str | None] = None
-    window: ClassVar[float] = inf
+    #: eV/atom above the lowest minimum up to which an adaptive search looks for minima.
+    window: ClassVar[float] = 0.1
     knows_bonds: ClassVar[bool] = False
     family: ClassVar[tuple[Regime, ...]] = families.CRYSTALS
     optimizer: ClassVar[str] = DEFAULT_OPTIMIZER

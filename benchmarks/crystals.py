@@ -43,6 +43,7 @@ SYSTEMS = {
 }
 METHODS = {
     "gss": {},
+    "adaptive": {"regime": "adaptive"},
     "gss-all": {"recognise": False},
     "hot": {"coupling": "hot"},
     "mn": {"coupling": "mn"},
