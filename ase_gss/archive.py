@@ -361,7 +361,7 @@ class Archive:
         It may be there because an interrupt came after the commit and before anybody knew, or from another search.
         """
         if self._database is None:
-            return [0] * len(rows)
+            return [None if values.get("trial") in self._rows else 0 for _, values in rows]
         self._make()
         ids: list[int | None] = []
         with self._database.transaction() as cursor:

@@ -74,7 +74,8 @@ def graph_key(graph: nx.Graph) -> str:
     Isomorphic graphs have equal keys. The converse fails for a few pairs (decalin and bicyclopentyl without their
     hydrogens), so equal keys still call for an isomorphism test.
     """
-    return hashlib.blake2b(" ".join(sorted(environments(graph))).encode(), digest_size=16).hexdigest()
+    # The letter in front: ase.db refuses texts that read as numbers, and some hashes do.
+    return "g" + hashlib.blake2b(" ".join(sorted(environments(graph))).encode(), digest_size=16).hexdigest()
 
 
 def isomorphic(first: nx.Graph, second: nx.Graph) -> bool:

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--trials", type=_positive, help="end after so many trials in all")
     search.add_argument(
-        "--max-calls", type=_positive, help="end after so many force calls in all; the trial under way is finished"
+        "--max-calls", type=_positive, help="end after so many force calls in all; the trials under way are finished"
     )
     search.add_argument(
         "--fmax",
@@ -103,9 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--fragments", action="store_true", help="keep ends that are not in one piece")
     search.add_argument("--refine", action="store_true", help="relax the distinct minima tightly at the end")
     search.add_argument("--verify", choices=["hessian"], help="refine, and check each minimum for imaginary modes")
-    search.add_argument(
-        "--seed", type=int, default=0, help="trial n depends on the seed and n alone (default: %(default)s)"
-    )
+    search.add_argument("--seed", type=int, default=0, help="same seed, same search (default: %(default)s)")
     search.add_argument("-o", "--output", help="database; where it exists, the search goes on (default: FORMULA.db)")
     search.add_argument("--top", type=_positive, default=20, help="rows of the table (default: %(default)s)")
 
@@ -271,7 +269,7 @@ def _search(options: argparse.Namespace) -> int:
         name = search.archive.name
         print(f"All trials are in {name}; only the minima: ase gui '{name}@minimum>0'")
     if search.dried_up:
-        print("The search has ended early: twenty generations in a row brought nothing but known minima.")
+        print("The search has ended early: twenty generations in a row brought nothing worth a force call.")
     if message:
         print(message, file=sys.stderr)
     return status

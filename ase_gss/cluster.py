@@ -103,7 +103,7 @@ class ForeignExecutor(Runner):
     def terminate(self) -> None:
         """Cancel what has not begun, and do not wait for the rest."""
         with self._all_done:
-            waiting = list(self._waiting)
+            waiting, self._waiting = list(self._waiting), set()
         for future in waiting:
             future.cancel()
         self._disconnect()

@@ -112,7 +112,9 @@ class Driver:
         self._waiting: dict[int, tuple[Record, Atoms | None]] = {}
         self._wait(record for record in archive.records if record.number > gap)
         self._last_write = self._last_heartbeat = time.monotonic()
-        self._judged = self._failed = self._idle = self._latest = 0
+        self._judged = self._failed = self._idle = 0
+        self._spenders = self._spent_by_them = 0
+        self._count_spent(archive.records)
         self._last_failure = ""
 
     @property
@@ -151,6 +153,8 @@ class Driver:
             self._give_up()
         self._open = []
         self.flush()
+        self._read_others()  # what others wrote last counts in the list and in the marks, too
+        self._take_up()  # nothing is under way any more: gaps hold nobody back
 
     def flush(self) -> None:
         """Write what is finished."""
@@ -160,7 +164,9 @@ class Driver:
             return
         before = self.archive.totals["trials"]
         try:
-            self._wait(self.archive.append(finished))
+            written = self.archive.append(finished)
+            self._count_spent(written)
+            self._wait(written)
         except BaseException:
             self._finished = finished + self._finished
             raise
@@ -181,13 +187,14 @@ class Driver:
     def _open_generations(self, trials: int | None, max_calls: int | None) -> None:
         """Begin the generations that may know enough by now."""
         while not (self.stopping or self.dried_up or self._spent(max_calls)):
-            if self._open and self._latest + 1 - self._open[0].index >= LAG:
-                return
+            limits = [] if trials is None else [trials]
+            if self._open:  # no generation that would have to know these
+                limits.append((self._open[0].index + LAG) * GENERATION)
             self._read_others()
-            numbers = self.archive.reserve(GENERATION, trials)
+            numbers = self.archive.reserve(GENERATION, min(limits, default=None))
             if not numbers:
                 return
-            index = self._latest = numbers[0] // GENERATION
+            index = numbers[0] // GENERATION
             self.found.ledger.advance(before=_known_before(index))
             familiarity = self.found.ledger.familiarity()
             begun = self.plan.begin_generation(index, numbers, self.found.ledger, self.archive.atoms_of)
@@ -209,7 +216,7 @@ class Driver:
         if n_ready < self.crew.slots:
             for generation in self._open:
                 if generation.unsampled:
-                    return self._sampling_job(generation, left)
+                    return self._sampling_job(generation, left if left is None else left - self._expected_ready())
         for generation in self._open:
             if generation.ready:
                 return Job("relax", (generation.trials[generation.ready.pop(0)],))
@@ -228,12 +235,22 @@ class Driver:
         return Job("sample", tuple(trials))
 
     def _expected(self) -> float:
-        """Force calls of a trial, by experience."""
-        done = self.archive.totals["trials"]
-        return self.force_calls / done if done else EXPECTED_CALLS
+        """Force calls of a trial that costs any, by experience."""
+        return self._spent_by_them / self._spenders if self._spenders else EXPECTED_CALLS
+
+    def _count_spent(self, records: Iterable[Record]) -> None:
+        for record in records:
+            if record.force_calls:
+                self._spenders += 1
+                self._spent_by_them += record.force_calls
 
     def _expected_flying(self) -> float:
-        return self._expected() * sum(len(job.trials) for job in self._flying.values() if job.stage == "relax")
+        """Force calls of the jobs under way."""
+        return self._expected() * sum(_costs(job, trial) for job in self._flying.values() for trial in job.trials)
+
+    def _expected_ready(self) -> float:
+        """Force calls of the hand-offs that wait."""
+        return self._expected() * sum(len(generation.ready) for generation in self._open)
 
     def _collect(self) -> None:
         """Take what the crew has done."""
@@ -350,6 +367,10 @@ class Driver:
 
     def _spent(self, max_calls: int | None) -> bool:
         return max_calls is not None and self.force_calls >= max_calls
+
+
+def _costs(job: Job, trial: Trial) -> bool:
+    return job.stage == "relax" or trial.walk.sampling_force_calls > 0
 
 
 def _known_before(index: int) -> int:

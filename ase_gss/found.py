@@ -66,4 +66,6 @@ class Found:
         elif record.known is not None:
             index = self._minimum_of[record.known]
             self.minima.hit(index)
-        self.ledger.enter(Entry(record.number, record.regime, record.force_calls, index, energy, record.bonds))
+        relaxed = record.ended not in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET)
+        bonds = record.bonds if relaxed else ""
+        self.ledger.enter(Entry(record.number, record.regime, record.force_calls, index, energy, bonds))

@@ -32,7 +32,7 @@ class Entry:
     energy : float
         That of its end as minima are ranked.
     bonds : str
-        Bonding graph of the sampled structure, where it was looked at.
+        Bonding graph of the sampled structure, where it was looked at and then relaxed.
     """
 
     number: int
@@ -114,7 +114,7 @@ class Ledger:
         self.trials[entry.regime] += 1
         self.force_calls[entry.regime] += entry.force_calls
         new = entry.minimum is not None and entry.minimum not in self._hits
-        if entry.bonds and entry.force_calls:
+        if entry.bonds:
             if entry.bonds not in self._relaxed:
                 self._unknown += 1
                 self._unknown_new += new

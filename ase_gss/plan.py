@@ -12,7 +12,8 @@ from ase_gss.composition import same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator
-from ase_gss.regimes import ADAPTIVE, GENERATION, KNOWN, NOISE, RANDOM, Ledger, Regime, choose
+from ase_gss.ledger import Ledger
+from ase_gss.regimes import ADAPTIVE, GENERATION, KNOWN, NOISE, RANDOM, Regime, choose
 from ase_gss.relax import optimizer_class
 from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
 from ase_gss.symmetry import Symmetry
@@ -129,7 +130,8 @@ class Plan:
             "multiplicity": self.multiplicity,
             "fmax": self.fmax,
             "seed": self.seed,
-            "coupling": "adaptive" if single is None else single.described(),
+            "coupling": ADAPTIVE if single is None else single.described(),
+            "regime": next((each.name for each in self.system.family if each == single), None),
             "score": str(getattr(self.score, "name", None)),
             **self.system.settings(),
             "n_steps": max(each.schedule.n_steps for each in self.regimes),
@@ -203,6 +205,12 @@ def _regimes(
     """The family, or one regime where a coupling, a schedule or own starts ask for it."""
     if regime is not None and coupling is not None:
         raise InputError("Give a regime or a coupling, not both.")
+    if regime is not None and schedule is not None:
+        raise InputError("A regime has a schedule of its own: give a coupling to go with yours.")
+    if regime is not None and own_starts:
+        raise InputError("A regime has starts of its own: give a coupling to go with yours.")
+    if regime is not None and getattr(system, "symmetry", False):
+        raise InputError("Regimes keep no space group: give a coupling with symmetry.")
     fixed = coupling is not None or schedule is not None or own_starts
     if regime is None:
         regime = None if fixed else system.regime

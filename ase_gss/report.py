@@ -34,7 +34,7 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
     Returns
     -------
     dict
-        formula, trials, converged, failed (relaxed, but not converged), `ended` (how many trials ended how),
+        formula, trials, converged, failed (neither converged nor skipped), `ended` (how many trials ended how),
         force_calls, score_calls, refinement_calls, verification_calls, minima, refined, verified,
         dropped_by_refinement, lowest_energy (eV, None before the first), minima_within (by window in eV), hits,
         chance_next_is_new, reachable_at_least, new_in_next_100_trials (mean, and the ends of its 90 % interval),

@@ -39,8 +39,9 @@ class GenerativeRSS:
     score : str, path, Score or callable
         As for `GSSDynamics`; by default "molecules", for a periodic search "crystals". Not used by "rss".
     regime : str, optional
-        "adaptive", the default: trials are made in several ways, more often in those that meet new minima for the
-        fewest force calls. Or one of these ways; see `ase_gss.families`.
+        "adaptive", for molecules the default where no coupling, schedule or starts are given: trials are made in several
+        ways, more often in those that meet new minima for the fewest force calls. Or one of these ways; see
+        `ase_gss.families`.
     coupling : str or Coupling, optional
         Instead of a regime: every trial goes through the sampler with this coupling, as for `GSSDynamics`; with "rss"
         random starts go to the optimizer without any sampling.
@@ -182,7 +183,7 @@ class GenerativeRSS:
             raise InputError("The failure limit is a share of the trials, above 0 and at most 1.")
         if any(limit is not None and not limit > 0 for limit in (call_limit, trial_limit)):
             raise InputError("Time limits are positive, in seconds.")
-        self.workers, self.executor = workers, connect_scheduler(executor) if isinstance(executor, str) else executor
+        self.workers, self.executor = workers, executor
         self.call_limit, self.trial_limit, self.failure_limit = call_limit, trial_limit, failure_limit
         self.archive = Archive(database)
         self.archive.open_for(self.plan.settings())
@@ -298,12 +299,12 @@ class GenerativeRSS:
         Parameters
         ----------
         trials, max_calls : int
-            At least one of them. `max_calls` is kept to within one trial for each worker.
+            At least one of them. `max_calls` is kept to within one trial, with workers to within two for each.
 
         Returns
         -------
         list of Atoms
-            `minima`. It ends early after 20 generations of which every structure was recognised.
+            `minima`. It ends early after 20 generations that brought nothing worth a force call.
 
         Raises
         ------
@@ -327,12 +328,16 @@ class GenerativeRSS:
             self._found = Found(self.archive)
             raise
         finally:
-            crew.close()
-            self._driver = None
-            self.archive.release()
-            self._write_totals()
+            try:
+                crew.close()
+            finally:
+                self._driver = None
+                self.archive.release()
+                self._write_totals()
         self.dried_up = driver.dried_up
-        return self.refine_minima() if self.refine or self.verify else self.minima
+        if (self.refine or self.verify) and not driver.stopping:
+            return self.refine_minima()
+        return self.minima
 
     def stop(self) -> None:
         """End the run under way once the trials that are with the calculator are finished; for signal handlers."""
@@ -368,7 +373,8 @@ class GenerativeRSS:
     def _crew(self) -> Runner:
         """Who does the work of a run."""
         if self.executor is not None:
-            return ForeignExecutor(self.plan, self.executor, self.workers)
+            executor = connect_scheduler(self.executor) if isinstance(self.executor, str) else self.executor
+            return ForeignExecutor(self.plan, executor, 2 * self.workers)
         if self.workers > 1 or self.call_limit is not None or self.trial_limit is not None:
             return WorkerPool(self.plan, self.workers, self.call_limit, self.trial_limit)
         return InProcess(self.plan)

@@ -13,6 +13,7 @@ FIXED_SETTINGS = (
     "fmax",
     "seed",
     "coupling",
+    "regime",
     "score",
     "fragments",
     "mirror_images_are_one",

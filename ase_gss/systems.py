@@ -449,4 +449,6 @@ def comparison_of(settings: dict[str, Any], refined: bool = False) -> Comparison
 
 def window_of(settings: dict[str, Any]) -> float:
     """Up to where above the lowest minimum a search with these settings looks, as minima are ranked."""
+    if "template" in settings:
+        return Surface.window
     return Crystal.window if settings.get("periodic") else Molecule.window

@@ -1,13 +1,18 @@
 """Generations: what a search finds depends neither on interruptions nor on the number of workers."""
 
+import sqlite3
+from contextlib import closing
+
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.calculators.lj import LennardJones
 from conftest import GaussianScore
 
 from ase_gss import GenerativeRSS
 from ase_gss.driver import SearchError
 from ase_gss.errors import InputError
+from ase_gss.schedule import Schedule
 
 PLACES = np.random.default_rng(1).normal(scale=1.2, size=(7, 3))
 
@@ -56,6 +61,12 @@ def test_an_adaptive_search_takes_every_regime(whole):
     assert {trial[1] for trial in whole[0]} == {"diffusion", "hot", "hotter", "early", "again", "rss"}
 
 
+def test_another_regime_is_another_search(tmp_path):
+    search(tmp_path / "x.db", regime="hot").run(trials=2)
+    with pytest.raises(InputError, match="hot.*early"):
+        search(tmp_path / "x.db", regime="early")
+
+
 def test_stopping_in_the_middle_changes_nothing(tmp_path, whole):
     path = tmp_path / "search.db"
     for trials in (5, 16, 61, 62, 112):
@@ -86,7 +97,32 @@ def test_interrupts_change_nothing(tmp_path, whole):
     assert outcome(last) == whole
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_gap_left_by_a_slow_trial_changes_nothing(tmp_path, whole):
+    path = tmp_path / "search.db"
+    first = search(path)
+    first.run(trials=48)
+    del first
+    with closing(sqlite3.connect(path)) as connection:
+        (row,) = connection.execute("SELECT id FROM number_key_values WHERE key = 'trial' AND value = 5").fetchone()
+        for table in ("number_key_values", "text_key_values", "keys", "species"):
+            connection.execute(f"DELETE FROM {table} WHERE id = ?", (row,))
+        connection.execute("DELETE FROM systems WHERE id = ?", (row,))
+        connection.commit()
+    with_gap = search(path)
+    assert with_gap.trials == 47
+    with_gap.run(trials=112)
+    assert outcome(with_gap) == whole
+
+
+def test_what_is_found_behind_a_gap_counts():
+    done = search(coupling="rss")
+    done.archive.reserve(16, 3)  # nobody will do the first three
+    done.run(trials=40)
+    assert done.trials == 37
+    assert sum(done.hits) == sum(str(record.ended) == "minimum" for record in done.archive.records)
+
+
+@pytest.mark.parametrize("workers", [2])
 def test_workers_change_nothing(workers, whole):
     done = search(workers=workers, call_limit=60.0)
     done.run(trials=112)
@@ -129,6 +165,8 @@ def test_a_regime_by_name_is_the_only_one(regime):
     [
         ({"regime": "best"}, "No regime 'best'"),
         ({"regime": "hot", "coupling": "mn"}, "not both"),
+        ({"regime": "hot", "starts": [Atoms("Ar7", PLACES)]}, "starts of its own"),
+        ({"regime": "hot", "schedule": Schedule(n_steps=7)}, "schedule of its own"),
         ({"workers": 0}, "at least one worker"),
         ({"failure_limit": 0}, "failure limit"),
         ({"call_limit": -1.0}, "positive"),
