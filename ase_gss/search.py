@@ -39,7 +39,7 @@ class GenerativeRSS:
     score : str, path, Score or callable
         As for `GSSDynamics`; by default "molecules", for a periodic search "crystals". Not used by "rss".
     regime : str, optional
-        "adaptive", for molecules the default where no coupling, schedule or starts are given: trials are made in several
+        "adaptive", for molecules the default without a coupling, schedule or starts: trials are made in several
         ways, more often in those that meet new minima for the fewest force calls. Or one of these ways; see
         `ase_gss.families`.
     coupling : str or Coupling, optional
