@@ -250,6 +250,7 @@ def _search(options: argparse.Namespace) -> int:
 
         show()
         search.attach(show)
+        terminated: list[int] = []
         try:
             with _until_sigterm(search) as terminated:
                 search.run(trials=options.trials, max_calls=options.max_calls)
@@ -281,6 +282,10 @@ def _until_sigterm(search: "GenerativeRSS") -> Iterator[list[int]]:
     came: list[int] = []
 
     def at_once(number: int, frame: object) -> None:
+        # What has been found is written now: nothing more may come in between.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if hasattr(signal, "SIGALRM"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         raise KeyboardInterrupt
 
     def stop(number: int, frame: object) -> None:

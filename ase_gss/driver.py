@@ -254,7 +254,8 @@ class Driver:
 
     def _collect(self) -> None:
         """Take what the crew has done."""
-        done, _ = wait(self._flying, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+        patience = WRITE_INTERVAL if self._finished else HEARTBEAT
+        done, _ = wait(self._flying, timeout=patience, return_when=FIRST_COMPLETED)
         for future in sorted(done, key=lambda future: self._flying[future].trials[0].number):
             job = self._flying.pop(future)
             try:

@@ -189,6 +189,7 @@ class GenerativeRSS:
         self.archive.open_for(self.plan.settings())
         self._found = Found(self.archive)
         self._driver: Driver | None = None
+        self._stopping = False
         self._observers: list[tuple[Callable, int, tuple, dict]] = []
         self.dried_up = False
 
@@ -321,6 +322,8 @@ class GenerativeRSS:
         self._driver = driver = Driver(self.plan, self.archive, crew, self.recognise, self.failure_limit, self._tell)
         self._found = driver.found
         try:
+            if self._stopping:  # it came while the file was read
+                driver.stop()
             driver.run(trials, max_calls)
         except BaseException:  # Ctrl-C may come anywhere: keep what is finished, and believe the file
             crew.terminate()
@@ -328,6 +331,7 @@ class GenerativeRSS:
             self._found = Found(self.archive)
             raise
         finally:
+            self._stopping = False
             try:
                 crew.close()
             finally:
@@ -341,6 +345,7 @@ class GenerativeRSS:
 
     def stop(self) -> None:
         """End the run under way once the trials that are with the calculator are finished; for signal handlers."""
+        self._stopping = True
         if self._driver is not None:
             self._driver.stop()
 

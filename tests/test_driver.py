@@ -63,7 +63,7 @@ def test_an_adaptive_search_takes_every_regime(whole):
 
 def test_another_regime_is_another_search(tmp_path):
     search(tmp_path / "x.db", regime="hot").run(trials=2)
-    with pytest.raises(InputError, match="hot.*early"):
+    with pytest.raises(InputError, match=r"hot.*early"):
         search(tmp_path / "x.db", regime="early")
 
 
