@@ -68,6 +68,8 @@ def end_of(number: int, minima: int) -> SimpleNamespace:
         ended=Ended.MINIMUM,
         converged=True,
         known=None,
+        regime="hot",
+        bonds="",
         reason="",
     )
 
@@ -100,6 +102,9 @@ def run(path: str, trials: int, minima: int) -> None:
         new = clock("append", archive.append, ends)
         for record in new:
             clock("minima", found.take_up, record)
+        clock("ledger", found.ledger.advance, numbers[0])
+        clock("ledger", found.ledger.familiarity)
+        clock("ledger", found.ledger.known_minima)
         clock("refresh", archive.refresh)
         done += len(numbers)
         if any(before < point <= done for point in CHECKPOINTS) or done == trials:
