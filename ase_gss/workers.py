@@ -296,8 +296,8 @@ class _Worker:
     def _send(self, message: bytes) -> None:
         try:
             self._connection.send_bytes(message)
-        except OSError as error:
-            raise _Gone(self._bury()) from error
+        except OSError:
+            raise _Gone(self._bury()) from None
 
     def _receive(self, limit: float | None, too_late: str, call_limit: float | None = None) -> tuple[bool, Any]:
         """Wait for the answer, and whether it is an exception; `_Gone` where none comes within the limits (s)."""
@@ -310,8 +310,9 @@ class _Worker:
             if self._connection in ready or self._connection.poll():
                 try:
                     message = self._connection.recv_bytes()
-                except (EOFError, OSError) as error:
-                    raise _Gone(self._bury()) from error
+                except (EOFError, OSError):
+                    # How the pipe ends says nothing that the worker's exit code does not.
+                    raise _Gone(self._bury()) from None
                 return pickle.loads(message)
             if ready:
                 raise _Gone(self._bury())
