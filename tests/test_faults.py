@@ -306,7 +306,7 @@ def test_sigterm_finishes_what_is_under_way(tmp_path, workers, to_all):
         assert "Traceback" not in err
         assert "rank" in out
         done = command.numbers()
-        assert before < len(done) == len(set(done))
+        assert before <= len(done) == len(set(done))  # it may come when nothing is under way
         assert all(each[0] is not Ended.CALCULATOR for each in outcomes(Archive(command.path)).values())
         command.start(trials := max(done) + 5)
         assert command.end(timeout=100)[0] == 0
