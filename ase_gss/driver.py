@@ -219,7 +219,8 @@ class Driver:
                     return self._sampling_job(generation, left if left is None else left - self._expected_ready())
         for generation in self._open:
             if generation.ready:
-                return Job("relax", (generation.trials[generation.ready.pop(0)],))
+                known = self.found.memory.first_ends(_known_before(generation.index)) if self.recognise else None
+                return Job("relax", (generation.trials[generation.ready.pop(0)],), known)
         return None
 
     def _sampling_job(self, generation: Generation, left: int | None) -> Job:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ase_gss.forces import CalculatorFailure
+from ase_gss.giving_up import GivingUp
+from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
 from ase_gss.walk import complete, propose
@@ -44,14 +46,14 @@ def _force(trial: Trial, plan: Plan) -> tuple[np.ndarray | None, np.ndarray | No
     return forces, stress
 
 
-def relax(trial: Trial, plan: Plan) -> None:
-    """Hand the structure to the optimizer and judge its end."""
+def relax(trial: Trial, plan: Plan, known: KnownEnds | None = None) -> None:
+    """Hand the structure to the optimizer and judge its end; where it heads for a known one, it is given up."""
     atoms = trial.sampled()
     atoms.calc = calculator = plan.new_calculator()
+    giving_up = GivingUp(trial.score_calls > 0, known) if trial.gives_up else None
     outcome = plan.system.relax(
         atoms,
-        sampled=trial.walk.k > 0,
-        gives_up=trial.gives_up,
+        giving_up=giving_up,
         optimizer=plan.optimizer,
         fmax=plan.fmax,
         max_steps=plan.max_steps,
@@ -60,6 +62,8 @@ def relax(trial: Trial, plan: Plan) -> None:
     ended, reason = Ended.MINIMUM, ""
     if outcome.failed:
         ended, reason = Ended.CALCULATOR, outcome.reason
+    elif giving_up is not None and giving_up.recognised is not None:
+        ended, reason, trial.known = Ended.HEADING, outcome.reason, giving_up.recognised
     elif rejected := plan.system.rejects(atoms):
         ended, reason = rejected[0], outcome.reason or rejected[1]
     elif not outcome.converged:
