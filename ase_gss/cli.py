@@ -74,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         "molecules); or diffusion, hot, hotter, early, again, rss",
     )
     search.add_argument(
+        "--adapt",
+        action=argparse.BooleanOptionalAction,
+        help="let the score of an adaptive search learn from the minima found (default: where it can)",
+    )
+    search.add_argument(
         "--coupling",
         help="instead of a regime: diffusion (default for crystals), hot, mi, mn, force, langevin or rss",
     )
@@ -197,6 +202,7 @@ def _search(options: argparse.Namespace) -> int:
         calculator,
         score=options.score,
         regime=options.regime,
+        adapt=options.adapt,
         coupling=options.coupling,
         pbc=options.crystal,
         units=options.formula_units or (1,),

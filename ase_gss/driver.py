@@ -14,6 +14,7 @@ from ase_gss.ledger import Familiarity
 from ase_gss.plan import Plan
 from ase_gss.regimes import GENERATION
 from ase_gss.trial import Ended, Need, Trial
+from ase_gss.walk import ScoreFunction
 from ase_gss.workers import Job, Runner, WorkerLost
 
 #: Generation m knows what the generations up to m - LAG have found and nothing else: then a trial depends neither on
@@ -51,6 +52,8 @@ class Generation:
         Numbers of those that wait for the hand-off.
     familiarity : Familiarity
         What this generation knows of bonding graphs.
+    adapted : callable, optional
+        The score that has learned what it may know.
     alone : set of int
         Numbers of those that are to be sampled one at a time, because one of them has cost a worker.
     force_calls : int
@@ -62,6 +65,7 @@ class Generation:
     unsampled: list[int]
     ready: list[int]
     familiarity: Familiarity
+    adapted: ScoreFunction | None = None
     alone: set[int] = field(default_factory=set)
     force_calls: int = 0
 
@@ -116,6 +120,7 @@ class Driver:
         self._spenders = self._spent_by_them = 0
         self._count_spent(archive.records)
         self._last_failure = ""
+        self._lesson, self._adapted_score = 0, None
 
     @property
     def dried_up(self) -> bool:
@@ -200,10 +205,18 @@ class Driver:
             begun = self.plan.begin_generation(index, numbers, self.found.ledger, self.archive.atoms_of)
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
-            self._open.append(
-                Generation(index, {trial.number: trial for trial in begun}, unsampled, ready, familiarity)
-            )
+            by_number = {trial.number: trial for trial in begun}
+            self._open.append(Generation(index, by_number, unsampled, ready, familiarity, self._adapted()))
             self._open.sort(key=lambda generation: generation.index)
+
+    def _adapted(self) -> ScoreFunction | None:
+        """The score as the minima of the last lesson have taught it."""
+        ledger = self.found.ledger
+        if self.plan.adapt and ledger.lesson > self._lesson:
+            self._lesson = ledger.lesson
+            minima = [self.archive.atoms_of(number) for number in ledger.lesson_minima]
+            self._adapted_score = self.plan.adapted_score(minima)
+        return self._adapted_score
 
     def _next_job(self, max_calls: int | None) -> Job | None:
         """What is to be done next: hand-offs in their order, and sampling before they run out."""
@@ -233,7 +246,7 @@ class Driver:
             trials = trials[:affordable]
         for trial in trials:
             generation.unsampled.remove(trial.number)
-        return Job("sample", tuple(trials))
+        return Job("sample", tuple(trials), adapted=generation.adapted)
 
     def _expected(self) -> float:
         """Force calls of a trial that costs any, by experience."""

@@ -13,6 +13,8 @@ MOLECULES = (
     Regime("early", Hot(0.7), Schedule(sigma_min=1.0, n_steps=15), NOISE, promise=0.7),
     Regime("again", Hot(0.7), Schedule(), KNOWN, sigma=1.2, promise=0.7),
     Regime("rss", Diffusion(), Schedule(n_steps=0), RANDOM, promise=0.3),
+    Regime("learned", Hot(0.7), Schedule(), NOISE, promise=2.0, learned=True),
+    Regime("learned-hotter", Hot(0.5, hot_above=0.1), Schedule(), NOISE, promise=2.0, learned=True),
 )
 CRYSTALS = (
     Regime("diffusion", Diffusion(), CRYSTAL_SCHEDULE, NOISE),

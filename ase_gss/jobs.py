@@ -11,6 +11,7 @@ from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.stages import relax, sample
 from ase_gss.trial import Trial
+from ase_gss.walk import ScoreFunction
 
 #: Names of the fields of a plan that are the user's own, for those that do not pickle.
 _WORDS = {"new_calculator": "calculator"}
@@ -28,11 +29,14 @@ class Job:
         As they are before it.
     known : KnownEnds, optional
         Ends that a relaxation may be recognised to head for.
+    adapted : callable, optional
+        Score of the trials that take one that has learned.
     """
 
     stage: str
     trials: tuple[Trial, ...]
     known: KnownEnds | None = None
+    adapted: ScoreFunction | None = None
 
 
 class WorkerLost(Exception):
@@ -68,7 +72,7 @@ class WorkersError(RuntimeError):
 def perform(plan: Plan, job: Job) -> tuple[Trial, ...]:
     """Take the trials through the stage, and return them changed."""
     if job.stage == "sample":
-        sample(list(job.trials), plan)
+        sample(job.trials, plan, job.adapted)
     elif job.stage == "relax":
         for trial in job.trials:
             relax(trial, plan, job.known)

@@ -14,6 +14,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import inf
 
+#: The first lesson of a search that learns is after so many force calls, and each of the next after so many times more.
+FIRST_LESSON, MORE = 500, 1.6
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -83,6 +86,10 @@ class Ledger:
     ----------
     trials, force_calls : dict
         Of each regime, trials and force calls.
+    lesson : int
+        A search that learns has learned from the trials below this number; 0 before its first lesson.
+    lesson_minima : list of int
+        Trials that first met the minima that it has learned from: those within the window.
     """
 
     def __init__(self, window: float = inf) -> None:
@@ -98,6 +105,9 @@ class Ledger:
         # Samples whose bonds had never been relaxed before: how many, and how many of them met a new minimum.
         self._unknown = self._unknown_new = 0
         self._later: list[Entry] = []
+        # It depends on the trials alone, not on when it is asked for: so a search that was interrupted learns the same.
+        self.lesson, self._next_lesson, self._spent = 0, FIRST_LESSON, 0
+        self.lesson_minima: list[int] = []
 
     def enter(self, entry: Entry) -> None:
         """Note a finished trial; it is known once `advance` has come to its number."""
@@ -119,15 +129,18 @@ class Ledger:
                 self._unknown += 1
                 self._unknown_new += new
             self._relaxed[entry.bonds] += 1
-        if entry.minimum is None:
-            return
-        self._hits[entry.minimum] += 1
-        if new:
-            insort(self._minima, (entry.energy, entry.number))
-            self._only[entry.minimum] = entry
-            self._only_of_bonds[entry.bonds].add(entry.minimum)
-        elif (only := self._only.pop(entry.minimum, None)) is not None:
-            self._only_of_bonds[only.bonds].discard(entry.minimum)
+        if entry.minimum is not None:
+            self._hits[entry.minimum] += 1
+            if new:
+                insort(self._minima, (entry.energy, entry.number))
+                self._only[entry.minimum] = entry
+                self._only_of_bonds[entry.bonds].add(entry.minimum)
+            elif (only := self._only.pop(entry.minimum, None)) is not None:
+                self._only_of_bonds[only.bonds].discard(entry.minimum)
+        self._spent += entry.force_calls
+        if self._spent >= self._next_lesson and self._minima:
+            self.lesson, self._next_lesson = entry.number + 1, int(MORE * self._spent)
+            self.lesson_minima = sorted(self.known_minima())
 
     def known_minima(self) -> list[int]:
         """Trials that first met the minima within the window, lowest first."""

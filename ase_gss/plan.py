@@ -44,6 +44,8 @@ class Plan:
         Largest force (eV/Å) of a minimum, and optimizer steps after which a trial is given up.
     charge, multiplicity, seed : int
         As for `GenerativeRSS`.
+    adapt : bool
+        There are regimes whose score learns from what has been found.
     """
 
     system: System
@@ -59,6 +61,7 @@ class Plan:
     charge: int
     multiplicity: int
     seed: int
+    adapt: bool = False
 
     @classmethod
     def checked(
@@ -78,6 +81,7 @@ class Plan:
         charge: int,
         multiplicity: int | None,
         seed: int,
+        adapt: bool | None = None,
     ) -> "Plan":
         """The plan for this input, as given to `GenerativeRSS`.
 
@@ -104,6 +108,13 @@ class Plan:
         new_calculator, name = calculator_source(calculator, charge, multiplicity)
         system.check_calculator(new_calculator())
         loaded = _load_score(score or system.score, system) if any(each.samples for each in regimes) else None
+        can_adapt = any(each.learned for each in regimes) and hasattr(loaded, "denoiser")
+        if adapt and not can_adapt:
+            raise InputError(
+                "Only an adaptive search for molecules can learn, with a score from a model file: leave out adapt."
+            )
+        adapt = can_adapt if adapt is None else adapt
+        regimes = tuple(each for each in regimes if adapt or not each.learned)
         return cls(
             system=system,
             new_calculator=new_calculator,
@@ -118,6 +129,7 @@ class Plan:
             charge=charge,
             multiplicity=multiplicity,
             seed=int(seed),
+            adapt=adapt,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -133,12 +145,19 @@ class Plan:
             "coupling": ADAPTIVE if single is None else single.described(),
             "regime": next((each.name for each in self.system.family if each == single), None),
             "score": str(getattr(self.score, "name", None)),
+            **({"adapt": True} if self.adapt else {}),
             **self.system.settings(),
             "n_steps": max(each.schedule.n_steps for each in self.regimes),
             "own_starts": 0 if self.starts is None else len(self.starts),
             "optimizer": self.optimizer.__name__,
             "max_steps": self.max_steps,
         }
+
+    def adapted_score(self, minima: Sequence[Atoms]) -> ScoreFunction:
+        """The score as these minima have taught it."""
+        from ase_gss.score.adapt import adapted  # torch is needed only here
+
+        return adapted(self.score, minima, self.seed)
 
     def begin_generation(self, index: int, numbers: Sequence[int], ledger: Ledger, end_of: Callable) -> list[Trial]:
         """The trials with these numbers, which are all of generation `index` or what is left of it.
@@ -154,7 +173,7 @@ class Plan:
         """
         # A stream of its own, next to those of the trials.
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, 0)))
-        chosen = choose(self.regimes, ledger, GENERATION, rng)
+        chosen = choose(self.regimes, ledger, GENERATION, rng, learned=self.adapt and ledger.lesson > 0)
         known = ledger.known_minima()
         return [self.begin(number, chosen[number % GENERATION], known, end_of) for number in numbers]
 
@@ -192,7 +211,7 @@ class Plan:
             walk = system.walk_from(atoms, rng, schedule, coupling)
             if regime.samples and getattr(system, "symmetry", False):
                 walk.symmetry = Symmetry.of(atoms)
-        return Trial(number, atoms, walk, regime=regime.name, gives_up=regime.gives_up)
+        return Trial(number, atoms, walk, regime=regime.name, gives_up=regime.gives_up, learned=regime.learned)
 
 
 def _regimes(
@@ -214,13 +233,13 @@ def _regimes(
     fixed = coupling is not None or schedule is not None or own_starts
     if regime is None:
         regime = None if fixed else system.regime
-    family = {each.name: each for each in system.family}
+    family = {each.name: each for each in system.family if not each.learned}
     if regime == ADAPTIVE:
         if schedule is not None or own_starts:
             raise InputError(
                 "An adaptive search has starts and schedules of its own: give a coupling to go with yours."
             )
-        return tuple(family.values())
+        return tuple(system.family)
     if regime is not None:
         if regime not in family:
             raise InputError(f"No regime {regime!r}: give one of {', '.join([ADAPTIVE, *family])}.")

@@ -38,6 +38,8 @@ class Regime:
         Å.
     promise : float
         New minima per force call, next to the other regimes, before anything is known.
+    learned : bool
+        It takes the score that the search has adapted to what it has found, so that it comes after the first lesson.
     gives_up : bool
         A molecule that falls apart on the way to a minimum is given up, also where the trial began in pieces.
     """
@@ -49,6 +51,7 @@ class Regime:
     sigma: float = 0.0
     promise: float = 1.0
     gives_up: bool = True
+    learned: bool = False
 
     @property
     def samples(self) -> bool:
@@ -62,7 +65,9 @@ class Regime:
         return self.coupling.todict() if hasattr(self.coupling, "todict") else type(self.coupling).__name__
 
 
-def choose(regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Generator) -> list[Regime]:
+def choose(
+    regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Generator, learned: bool = False
+) -> list[Regime]:
     """Regimes for the next n trials: each goes to the highest of rates drawn at random (Thompson sampling).
 
     What is sought are new minima per force call. Of a regime with f1 only hits for C force calls this rate has about a
@@ -72,15 +77,19 @@ def choose(regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Gen
     Parameters
     ----------
     regimes : sequence of Regime
-        To choose from; those that start from known minima only where there are any.
+        To choose from; those that start from known minima only where there are any, and those that need an adapted
+        score only where there is one.
     ledger : Ledger
         What they have cost and found.
     n : int
         Number of trials.
     rng : numpy.random.Generator
         Source of all randomness.
+    learned : bool
+        There is an adapted score.
     """
-    usable = [regime for regime in regimes if regime.start != KNOWN or ledger.known_minima()] or list(regimes)
+    usable = [regime for regime in regimes if learned or not regime.learned]
+    usable = [regime for regime in usable if regime.start != KNOWN or ledger.known_minima()] or usable
     only = ledger.only_hits()
     once = np.array([only.get(regime.name, 0) for regime in usable])
     cost = np.array(

@@ -42,6 +42,10 @@ class GenerativeRSS:
         "adaptive", for molecules the default without a coupling, schedule or starts: trials are made in several
         ways, more often in those that meet new minima for the fewest force calls. Or one of these ways; see
         `ase_gss.families`.
+    adapt : bool, optional
+        Of an adaptive search: learn while searching. After 500 force calls, and whenever there are 1.6 times as many as
+        at the last time, a copy of the score is trained for some seconds on the minima found so far, and some regimes
+        take it. Needs a score from a model file; the default where it can be.
     coupling : str or Coupling, optional
         Instead of a regime: every trial goes through the sampler with this coupling, as for `GSSDynamics`; with "rss"
         random starts go to the optimizer without any sampling.
@@ -115,6 +119,7 @@ class GenerativeRSS:
         *,
         score: Any = None,
         regime: str | None = None,
+        adapt: bool | None = None,
         coupling: str | Coupling | None = None,
         schedule: NoiseSchedule | None = None,
         pbc: bool = False,
@@ -171,6 +176,7 @@ class GenerativeRSS:
             charge=charge,
             multiplicity=multiplicity,
             seed=seed,
+            adapt=adapt,
         )
         if verify not in (None, "hessian"):
             raise InputError(f"verify is None or 'hessian', not {verify!r}.")

@@ -14,6 +14,7 @@ FIXED_SETTINGS = (
     "seed",
     "coupling",
     "regime",
+    "adapt",
     "score",
     "fragments",
     "mirror_images_are_one",

@@ -12,13 +12,26 @@ from ase_gss.giving_up import GivingUp
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
-from ase_gss.walk import complete, propose
+from ase_gss.walk import ScoreFunction, complete, propose
 
 
-def sample(trials: Sequence[Trial], plan: Plan) -> None:
-    """Take every trial to the end of its schedule; those that need no score are left as they are."""
+def sample(trials: Sequence[Trial], plan: Plan, adapted: ScoreFunction | None = None) -> None:
+    """Take every trial to the end of its schedule; those that need no score are left as they are.
+
+    Parameters
+    ----------
+    trials, plan : sequence of Trial, Plan
+        What to do.
+    adapted : callable, optional
+        The score for those whose regime takes one that has learned.
+    """
+    _sample([trial for trial in trials if not trial.learned], plan, plan.score)
+    _sample([trial for trial in trials if trial.learned], plan, adapted)
+
+
+def _sample(trials: Sequence[Trial], plan: Plan, score: ScoreFunction | None) -> None:
     while ready := [trial for trial in trials if trial.needs is Need.SCORE]:
-        propose([trial.walk for trial in ready], plan.score)
+        propose([trial.walk for trial in ready], score)
         physical = [_force(trial, plan) for trial in ready]
         going = [(t.walk, *both) for t, both in zip(ready, physical, strict=True) if t.ended is None]
         if going:

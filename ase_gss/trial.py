@@ -60,6 +60,8 @@ class Trial:
         How it was made; see `Regime`.
     gives_up : bool
         A molecule that falls apart in the hand-off is given up.
+    learned : bool
+        It is sampled with the score that the search has adapted.
     bonds : str
         Bonding graph of the sampled structure, where it was looked at.
     """
@@ -74,6 +76,7 @@ class Trial:
     reason: str = ""
     regime: str = ""
     gives_up: bool = True
+    learned: bool = False
     bonds: str = ""
 
     @property

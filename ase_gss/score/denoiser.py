@@ -105,3 +105,25 @@ class Denoiser(nn.Module):
         centre = self.centres(positions, structure, n_structures)
         output = self.raw(numbers, positions, sigma, structure, n_structures)
         return centre + c_skip * (positions - centre) + c_out * output
+
+
+def denoising_loss(denoiser: Denoiser, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What training minimises, a mean over the atoms with noise.
+
+    It is the mean squared error of the network's output F against the value that would restore the clean structure
+    exactly (EDM's weighting; Karras et al., arXiv:2206.00364, Eq. 8).
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        As it is.
+    batch : dict of Tensor
+        As `ase_gss.score.data.add_noise` makes it.
+    """
+    structure, n_structures = batch["structure"], int(batch["structure"][-1]) + 1
+    output = denoiser.raw(batch["numbers"], batch["noised"], batch["sigma"], structure, n_structures)
+    c_skip, c_out = denoiser.scales(batch["sigma"], structure, n_structures)
+    centre = denoiser.centres(batch["noised"], structure, n_structures)
+    free = batch["sigma"] > 0
+    target = (batch["clean"] - centre - c_skip * (batch["noised"] - centre)) / c_out.clamp_min(1e-6)
+    return (((output - target) ** 2).mean(dim=1) * free).sum() / free.sum()

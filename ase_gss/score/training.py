@@ -20,7 +20,7 @@ from ase_gss.score.crystal_data import Crystals, NoisedCrystals, read_crystals
 from ase_gss.score.crystal_data import add_noise as noise_crystals
 from ase_gss.score.crystal_denoiser import CrystalDenoiser
 from ase_gss.score.data import NoisedBatches, Structures, add_noise, read_structures
-from ase_gss.score.denoiser import Denoiser
+from ase_gss.score.denoiser import Denoiser, denoising_loss
 from ase_gss.score.model import load_score, save_model
 
 #: Noise levels (Å) at which the validation loss is reported.
@@ -119,23 +119,13 @@ class ScoreTraining(lightning.LightningModule):
 
 
 class MoleculeTraining(ScoreTraining):
-    """Training on molecules.
-
-    The loss is the mean squared error of the network's output F against the value that would restore the clean
-    structure exactly (EDM's weighting; Karras et al., arXiv:2206.00364, Eq. 8).
-    """
+    """Training on molecules."""
 
     denoiser_class = Denoiser
 
     def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Mean over the atoms with noise."""
-        structure, n_structures = batch["structure"], int(batch["structure"][-1]) + 1
-        output = self.denoiser.raw(batch["numbers"], batch["noised"], batch["sigma"], structure, n_structures)
-        c_skip, c_out = self.denoiser.scales(batch["sigma"], structure, n_structures)
-        centre = self.denoiser.centres(batch["noised"], structure, n_structures)
-        free = batch["sigma"] > 0
-        target = (batch["clean"] - centre - c_skip * (batch["noised"] - centre)) / c_out.clamp_min(1e-6)
-        return {"loss": (((output - target) ** 2).mean(dim=1) * free).sum() / free.sum()}
+        return {"loss": denoising_loss(self.denoiser, batch)}
 
 
 class CrystalTraining(ScoreTraining):
