@@ -56,8 +56,6 @@ class Generation:
         The score that has learned what it may know.
     alone : set of int
         Numbers of those that are to be sampled one at a time, because one of them has cost a worker.
-    force_calls : int
-        Spent by those that are finished.
     """
 
     index: int
@@ -67,7 +65,6 @@ class Generation:
     familiarity: Familiarity
     adapted: ScoreFunction | None = None
     alone: set[int] = field(default_factory=set)
-    force_calls: int = 0
 
 
 class Driver:
@@ -116,7 +113,7 @@ class Driver:
         self._waiting: dict[int, tuple[Record, Atoms | None]] = {}
         self._wait(record for record in archive.records if record.number > gap)
         self._last_write = self._last_heartbeat = time.monotonic()
-        self._judged = self._failed = self._idle = 0
+        self._judged = self._failed = 0
         self._spenders = self._spent_by_them = 0
         self._count_spent(archive.records)
         self._last_failure = ""
@@ -125,7 +122,7 @@ class Driver:
     @property
     def dried_up(self) -> bool:
         """The last generations have met nothing but known minima."""
-        return self._idle >= IDLE_GENERATIONS
+        return self.found.idle_generations >= IDLE_GENERATIONS
 
     @property
     def unwritten(self) -> Iterator[Trial]:
@@ -296,7 +293,6 @@ class Driver:
             self._recognise(trial, generation)
         if trial.needs is Need.NOTHING:
             del generation.trials[trial.number]
-            generation.force_calls += trial.force_calls
             self._finished.append(trial)
             self._judge(trial)
         elif trial.needs is Need.RELAXATION:
@@ -353,7 +349,6 @@ class Driver:
         for generation in [each for each in self._open if not each.trials]:
             self.flush()
             self._open.remove(generation)
-            self._idle = 0 if generation.force_calls else self._idle + 1
             self._take_up()
 
     def _generation_of(self, number: int) -> Generation:
