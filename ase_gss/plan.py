@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from ase_gss.batch import check_batches
 from ase_gss.calculators import calculator_source, check_elements
 from ase_gss.composition import same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, default_schedule, get_coupling
@@ -44,6 +45,8 @@ class Plan:
         Largest force (eV/Å) of a minimum, and optimizer steps after which a trial is given up.
     charge, multiplicity, seed : int
         As for `GenerativeRSS`.
+    batch : int
+        Structures that go through the calculator in one call.
     """
 
     system: System
@@ -59,6 +62,7 @@ class Plan:
     charge: int
     multiplicity: int
     seed: int
+    batch: int = 1
 
     @classmethod
     def checked(
@@ -78,6 +82,7 @@ class Plan:
         charge: int,
         multiplicity: int | None,
         seed: int,
+        batch: int = 1,
     ) -> "Plan":
         """The plan for this input, as given to `GenerativeRSS`.
 
@@ -90,6 +95,8 @@ class Plan:
             raise InputError("fmax, max_steps and sigma_start must be positive.")
         if seed < 0:
             raise InputError("The seed must not be negative.")
+        if batch < 1:
+            raise InputError(f"A batch has at least one structure, not {batch}.")
         if (charge or multiplicity) and (not isinstance(calculator, str) or system.periodic):
             raise InputError(
                 "charge and multiplicity are for molecules with a calculator by name: set them in your own calculator."
@@ -103,6 +110,8 @@ class Plan:
         check_elements(calculator, system.elements)
         new_calculator, name = calculator_source(calculator, charge, multiplicity)
         system.check_calculator(new_calculator())
+        if batch > 1:
+            check_batches(new_calculator(), name)
         loaded = _load_score(score or system.score, system) if any(each.samples for each in regimes) else None
         return cls(
             system=system,
@@ -118,6 +127,7 @@ class Plan:
             charge=charge,
             multiplicity=multiplicity,
             seed=int(seed),
+            batch=int(batch),
         )
 
     def settings(self) -> dict[str, Any]:
