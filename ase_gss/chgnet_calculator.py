@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import Linear
 from torch.nn.functional import silu
 
+from ase_gss.allocation import keep_large_blocks
+
 #: Elements that CHGNet has an embedding for.
 MAX_ATOMIC_NUMBER = 94
 
@@ -133,6 +135,7 @@ class CHGNetNetwork:
     def __init__(self, model: Any) -> None:
         if not (model.is_intensive and model.mlp_first):
             raise ValueError("This CHGNet does not sum its energy over atoms as the published one does.")
+        keep_large_blocks()
         self.model = model.eval().requires_grad_(False)
         self.cutoff = model.graph_converter.atom_graph_cutoff
         self.angle_cutoff = model.graph_converter.bond_graph_cutoff

@@ -84,8 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=1,
         metavar="N",
-        help="relax up to N trials together, at most 16, with calculators that take batches: chgnet, or your own "
-        "(default: %(default)s)",
+        help="relax up to N trials together, at most 16; for chgnet, or your own (default: %(default)s)",
     )
     search.add_argument("--call-limit", type=float, metavar="S", help="a force call that takes longer is killed, s")
     search.add_argument("--trial-limit", type=float, metavar="S", help="a trial that takes longer is killed, s")

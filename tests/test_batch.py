@@ -1,17 +1,20 @@
 """Batches: what goes through the calculator together ends as it does one by one, and is counted so."""
 
 import os
+import sys
 import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import version
 
 import faulty
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import CalculationFailed, PropertyNotImplementedError
+from ase.calculators.lj import LennardJones
 from ase.optimize import BFGS
 
 from ase_gss.batch import together
@@ -421,3 +424,79 @@ def test_chgnet_in_batches_is_chgnet():
             np.testing.assert_allclose(results["stress"], alone["stress"], atol=1e-5)
     with pytest.raises(PropertyNotImplementedError, match="stress needs a cell"):
         calculator.calculate_batch([molecule], stress=True)
+
+
+def torch_sim_argon(**keywords):
+    """Lennard-Jones argon from torch-sim, in double precision.
+
+    In torch-sim 0.3 its forces and stress are twice the derivatives of its energy, which is put right here, and its
+    periodic images are right only where the cell is symmetric.
+    """
+    pytest.importorskip("torch_sim", reason="torch-sim is not installed: pip install 'ase-gss[torch-sim]'")
+    import torch
+    from torch_sim.models.lennard_jones import LennardJonesModel
+
+    from ase_gss.torch_sim_calculator import TorchSimCalculator
+
+    class Argon(LennardJonesModel):
+        def forward(self, state):
+            output = super().forward(state)
+            factor = 0.5 if version("torch-sim-atomistic").startswith("0.3.") else 1.0
+            return {name: value * (1.0 if name == "energy" else factor) for name, value in output.items()}
+
+    keywords = {"compute_stress": True, "cutoff": 12.0, "dtype": torch.float64} | keywords
+    return TorchSimCalculator(Argon(sigma=1.9, epsilon=0.1, **keywords))
+
+
+def ase_argon():
+    return LennardJones(sigma=1.9, epsilon=0.1, rc=12.0)
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_torch_sim_gives_what_ase_gives(periodic):
+    calculator, structures = torch_sim_argon(), clusters(5)
+    structures[1] = structures[1][:3]
+    for atoms in structures if periodic else ():
+        atoms.set_cell([6, 7, 8])
+        atoms.pbc = True
+    together = calculator.calculate_batch(structures, stress=periodic)
+    for atoms, results in zip(structures, together, strict=True):
+        atoms.calc = ase_argon()
+        # ASE's potential is shifted to zero at its cutoff, that of torch-sim is not.
+        assert results["energy"] == pytest.approx(atoms.get_potential_energy(), abs=1e-3 * len(atoms))
+        np.testing.assert_allclose(results["forces"], atoms.get_forces(), rtol=1e-6, atol=1e-9)
+        assert ("stress" in results) == periodic
+        if periodic:
+            np.testing.assert_allclose(results["stress"], atoms.get_stress(), rtol=1e-6, atol=1e-9)
+        alone = atoms.copy()
+        alone.calc = calculator
+        assert alone.get_potential_energy() == pytest.approx(results["energy"], abs=1e-9)
+
+
+def test_a_search_with_torch_sim_finds_what_ase_finds():
+    batched, alone = search(torch_sim_argon, batch=8), search(ase_argon)
+    batched.run(trials=8)
+    alone.run(trials=8)
+    assert batched.energies == pytest.approx(alone.energies, abs=1e-3)
+    assert [each.ended for each in records(batched).values()] == [each.ended for each in records(alone).values()]
+
+
+def test_torch_sim_refuses_what_it_cannot_do():
+    with pytest.raises(InputError, match="computes no forces: make it with compute_forces=True"):
+        torch_sim_argon(compute_forces=False)
+    calculator, (atoms,) = torch_sim_argon(compute_stress=False), clusters(1)
+    assert "stress" not in calculator.implemented_properties
+    with pytest.raises(PropertyNotImplementedError, match="no stress"):
+        calculator.calculate_batch([atoms], stress=True)
+    atoms.set_cell([9, 9, 9])
+    atoms.pbc = [True, True, False]
+    with pytest.raises(CalculationFailed, match="periodic in all directions or in none"):
+        calculator.calculate_batch([atoms], stress=False)
+
+
+def test_without_torch_sim_its_extra_is_named(monkeypatch):
+    from ase_gss.torch_sim_calculator import TorchSimCalculator
+
+    monkeypatch.setitem(sys.modules, "torch_sim.io", None)
+    with pytest.raises(InputError, match=r"pip install 'ase-gss\[torch-sim\]'"):
+        TorchSimCalculator(None)
