@@ -457,7 +457,7 @@ def test_torch_sim_gives_what_ase_gives(periodic):
     calculator, structures = torch_sim_argon(), clusters(5)
     structures[1] = structures[1][:3]
     for atoms in structures if periodic else ():
-        atoms.set_cell([6, 7, 8])
+        atoms.set_cell([6.1, 7, 8.1])
         atoms.pbc = True
     together = calculator.calculate_batch(structures, stress=periodic)
     for atoms, results in zip(structures, together, strict=True):
