@@ -231,7 +231,8 @@ class Driver:
         together = [number for number in generation.ready if size == 1 or number not in generation.alone][:size]
         for number in together:
             generation.ready.remove(number)
-        return Job("relax", tuple(generation.trials[number] for number in together))
+        known = self.found.memory.first_ends(_known_before(generation.index)) if self.recognise else None
+        return Job("relax", tuple(generation.trials[number] for number in together), known)
 
     def _sampling_job(self, generation: Generation, left: int | None) -> Job:
         """All of a generation that is not sampled, as far as the budget (force calls) is good for it."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from ase_gss.errors import InputError
+from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.stages import relax, sample
 from ase_gss.trial import Trial
@@ -26,10 +27,13 @@ class Job:
         trial, or of several whose structures go through the calculator in batches.
     trials : tuple of Trial
         As they are before it.
+    known : KnownEnds, optional
+        Ends that a relaxation may be recognised to head for.
     """
 
     stage: str
     trials: tuple[Trial, ...]
+    known: KnownEnds | None = None
 
 
 class WorkerLost(Exception):
@@ -67,7 +71,7 @@ def perform(plan: Plan, job: Job) -> tuple[Trial, ...]:
     if job.stage == "sample":
         sample(list(job.trials), plan)
     elif job.stage == "relax":
-        relax(job.trials, plan)
+        relax(job.trials, plan, job.known)
     else:
         raise ValueError(f"There is no stage {job.stage!r}.")
     return job.trials

@@ -1,6 +1,6 @@
 """What has been found already: a sampled structure that looks like a known minimum need not be relaxed."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,32 @@ from ase_gss.minima import Comparison, Fingerprint
 from ase_gss.nearest import Nearest
 
 if TYPE_CHECKING:
-    from ase_gss.crystal_minima import CrystalFingerprint
+    from ase_gss.crystal_minima import CrystalComparison, CrystalFingerprint
+
+#: Å per atom: so like a known end a relaxing molecule must be to be taken for it; ends themselves may differ by more.
+ON_THE_WAY = 0.15
+#: Relaxations are compared with so many ends, the first ones: those that are met most.
+FIRST_ENDS = 300
+
+
+@dataclass(frozen=True)
+class KnownEnds:
+    """Ends of earlier trials, to recognise relaxations by that head for them; it pickles.
+
+    Attributes
+    ----------
+    nearest : Nearest
+        They, by trial number, and perhaps some more.
+    below : int
+        Only trials with a smaller number count.
+    """
+
+    nearest: Nearest
+    below: int
+
+    def recall(self, atoms: Atoms) -> int | None:
+        """The trial whose end these atoms are about to come to, None where there is none."""
+        return self.nearest.find(self.nearest.comparison.describe(atoms, 0.0), self.below)
 
 
 class Memory:
@@ -27,9 +52,13 @@ class Memory:
         That of the search.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: "Comparison | CrystalComparison") -> None:
         self._comparison = replace(comparison, energy_tolerance=inf)
         self._nearest = Nearest(self._comparison)
+        self._first: Nearest | None = None
+        self._n_first = 0
+        if isinstance(comparison, Comparison):
+            self._first = Nearest(replace(self._comparison, distance_tolerance=ON_THE_WAY))
 
     def remember(self, end: Atoms, trial: int) -> None:
         """Keep the end of a trial."""
@@ -38,6 +67,13 @@ class Memory:
     def remember_described(self, end: "Fingerprint | CrystalFingerprint", trial: int) -> None:
         """Keep the end of a trial that the search's comparison has described already."""
         self._nearest.add(trial, end)
+        if self._first is not None and self._n_first < FIRST_ENDS:
+            self._n_first += 1
+            self._first.add(trial, end)
+
+    def first_ends(self, before: int) -> KnownEnds | None:
+        """What relaxations of molecules may be recognised by, of the trials below `before`."""
+        return None if self._first is None else KnownEnds(self._first, before)
 
     def recall(self, sampled: Atoms, before: int) -> int | None:
         """The trial with a number below `before` whose end this structure looks most like, None where there is none."""

@@ -10,6 +10,8 @@ import numpy as np
 
 from ase_gss.batch import together
 from ase_gss.forces import CalculatorFailure, CountedCalculator
+from ase_gss.giving_up import GivingUp
+from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.relax import known_warnings_ignored
 from ase_gss.trial import Ended, Need, Trial
@@ -33,14 +35,17 @@ def sample(trials: Sequence[Trial], plan: Plan) -> None:
                 trial.end(Ended.CELL, reason)
 
 
-def relax(trials: Sequence[Trial], plan: Plan) -> None:
-    """Hand the structures to the optimizer, in batches where the plan has them, and judge their ends."""
+def relax(trials: Sequence[Trial], plan: Plan, known: KnownEnds | None = None) -> None:
+    """Hand the structures to the optimizer, in batches where the plan has them, and judge their ends.
+
+    One that heads for one of the `known` ends is given up.
+    """
     if plan.batch == 1 or len(trials) == 1:
         for trial in trials:
-            _relax(trial, plan, plan.new_calculator())
+            _relax(trial, plan, known, plan.new_calculator())
         return
     with known_warnings_ignored():  # threads that take turns cannot leave the filters as they found them
-        tasks = {place: partial(_relax, trial, plan) for place, trial in enumerate(trials)}
+        tasks = {place: partial(_relax, trial, plan, known) for place, trial in enumerate(trials)}
         together(tasks, plan.new_calculator(), plan.batch)
 
 
@@ -77,14 +82,14 @@ def _force(trial: Trial, plan: Plan, calculator: CountedCalculator | None = None
     return forces, stress
 
 
-def _relax(trial: Trial, plan: Plan, calculator: CountedCalculator) -> None:
+def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: CountedCalculator) -> None:
     """Hand one structure to the optimizer and judge its end."""
     atoms = trial.sampled()
     atoms.calc = calculator
+    giving_up = GivingUp(trial.score_calls > 0, known) if trial.gives_up else None
     outcome = plan.system.relax(
         atoms,
-        sampled=trial.walk.k > 0,
-        gives_up=trial.gives_up,
+        giving_up=giving_up,
         optimizer=plan.optimizer,
         fmax=plan.fmax,
         max_steps=plan.max_steps,
@@ -93,6 +98,8 @@ def _relax(trial: Trial, plan: Plan, calculator: CountedCalculator) -> None:
     ended, reason = Ended.MINIMUM, ""
     if outcome.failed:
         ended, reason = Ended.CALCULATOR, outcome.reason
+    elif giving_up is not None and giving_up.recognised is not None:
+        ended, reason, trial.known = Ended.HEADING, outcome.reason, giving_up.recognised
     elif rejected := plan.system.rejects(atoms):
         ended, reason = rejected[0], outcome.reason or rejected[1]
     elif not outcome.converged:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import inf
 from operator import index
 from typing import Any, ClassVar
@@ -21,9 +20,10 @@ from ase_gss.crystal_minima import CrystalComparison
 from ase_gss.crystal_starts import random_crystal, random_in_region, uniform_crystal
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator, check_stress, energy_and_forces, energy_forces_and_stress
+from ase_gss.giving_up import INTERVAL, GivingUp
 from ase_gss.minima import Comparison
 from ase_gss.regimes import ADAPTIVE, Regime
-from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, fallen_apart, hand_off
+from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, hand_off
 from ase_gss.schedule import NoiseSchedule
 from ase_gss.starts import random_molecule
 from ase_gss.symmetry import Symmetry
@@ -118,17 +118,16 @@ class Molecule:
     def relax(
         self,
         atoms: Atoms,
-        sampled: bool = True,
-        gives_up: bool = True,
+        giving_up: GivingUp | None = None,
         refining: bool = False,
         optimizer: Any = None,
         **keywords: Any,
     ) -> Relaxation:
         """Hand over to the optimizer; `keywords` as for `hand_off`."""
-        if gives_up and not self.fragments and not refining:
-            # Atoms that start at random are often far apart and still come together: they are given longer.
-            scale, keywords["give_up_interval"] = (1.5, 2) if sampled else (2.0, 3)
-            keywords["give_up"] = partial(fallen_apart, scale=scale)
+        if giving_up is not None and not self.fragments:
+            if reason := giving_up(atoms):
+                return Relaxation(False, reason, 0)
+            keywords |= {"give_up": giving_up, "give_up_interval": INTERVAL}
         return hand_off(atoms, optimizer or self.optimizer, **keywords)
 
     def rejects(self, atoms: Atoms) -> tuple[Ended, str] | None:
@@ -258,8 +257,7 @@ class Crystal:
     def relax(
         self,
         atoms: Atoms,
-        sampled: bool = True,
-        gives_up: bool = True,
+        giving_up: GivingUp | None = None,
         refining: bool = False,
         optimizer: Any = None,
         **keywords: Any,
@@ -369,8 +367,7 @@ class Surface:
     def relax(
         self,
         atoms: Atoms,
-        sampled: bool = True,
-        gives_up: bool = True,
+        giving_up: GivingUp | None = None,
         refining: bool = False,
         optimizer: Any = None,
         **keywords: Any,

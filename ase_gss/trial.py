@@ -16,6 +16,7 @@ class Ended(StrEnum):
     MINIMUM = "minimum"
     NOT_CONVERGED = "not converged"
     KNOWN = "known"
+    HEADING = "heading for known"
     FAMILIAR = "familiar"
     FRAGMENTS = "fragments"
     SADDLE = "saddle point"
@@ -52,7 +53,7 @@ class Trial:
     converged : bool
         The largest force at the end is below fmax.
     known : int or None
-        Trial whose end the sampled structure looks like; it was not relaxed then.
+        Trial whose end the sampled structure, or one on its way to a minimum, looks like; it was not relaxed further.
     reason : str
         Why it ended so, in words; empty for a minimum.
     regime : str

@@ -1,0 +1,133 @@
+"""Relaxations of molecules that are worth no further force call."""
+
+import pickle
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from conftest import GaussianScore, Harmonic
+
+from ase_gss import GenerativeRSS
+from ase_gss.coupling import Diffusion
+from ase_gss.forces import CountedCalculator
+from ase_gss.giving_up import GivingUp
+from ase_gss.memory import FIRST_ENDS, Memory
+from ase_gss.minima import Comparison
+from ase_gss.systems import Molecule
+from ase_gss.trial import Ended
+
+
+def pair(distance: float) -> Atoms:
+    """Two hydrogen molecules, so many sums of covalent radii (0.62 Å) apart."""
+    gap = 0.62 * distance
+    atoms = Atoms("H4", positions=[[0, 0, 0], [0.7, 0, 0], [0.7 + gap, 0, 0], [1.4 + gap, 0, 0]])
+    atoms.calc = CountedCalculator(Harmonic(atoms.positions))
+    return atoms
+
+
+def known_water(before: int = 100):
+    water = molecule("H2O")
+    water.calc = SinglePointCalculator(water, energy=0.0)
+    memory = Memory(Comparison.searching())
+    memory.remember(water, 7)
+    return memory.first_ends(before)
+
+
+def bent_water() -> Atoms:
+    """Water whose bonds are there but not yet its shape, with a spring at each place of its end."""
+    water = molecule("H2O")
+    atoms = water.copy()
+    atoms.set_angle(1, 0, 2, 160)
+    atoms.calc = CountedCalculator(Harmonic(water.positions))
+    return atoms
+
+
+def test_a_sample_in_pieces_costs_no_force_call_and_a_random_start_is_given_longer():
+    system = Molecule(np.ones(4, int))
+    sample, start = pair(2.0), pair(2.0)
+    outcome = system.relax(sample, giving_up=GivingUp(sampled=True))
+    assert (outcome.converged, outcome.reason, sample.calc.calls) == (False, "fallen apart", 0)
+    system.relax(start, giving_up=GivingUp(sampled=False))
+    assert start.calc.calls > 0
+
+
+def test_patience_with_random_starts_ends():
+    giving_up, atoms = GivingUp(sampled=False), pair(1.7)
+    looks = [giving_up(atoms) for _ in range(10)]
+    assert looks[0] is None
+    assert looks[-1] == "fallen apart"
+
+
+def test_who_keeps_fragments_gives_none_up():
+    atoms = pair(2.0)
+    Molecule(np.ones(4, int), fragments=True).relax(atoms, giving_up=GivingUp(sampled=True))
+    assert atoms.calc.calls > 0
+
+
+def test_a_relaxation_that_heads_for_a_known_end_is_cut_short():
+    system, whole, short = Molecule(molecule("H2O").numbers), bent_water(), bent_water()
+    outcome = system.relax(whole, giving_up=GivingUp(sampled=True), optimizer="FIRE")
+    assert outcome.converged
+    giving_up = GivingUp(sampled=True, known=known_water())
+    outcome = system.relax(short, giving_up=giving_up, optimizer="FIRE")
+    assert giving_up.recognised == 7
+    assert outcome.reason == "heads for the end of trial 7"
+    assert not outcome.converged
+    assert short.calc.calls < whole.calc.calls
+    assert np.isfinite(outcome.energy)
+
+
+def test_a_generation_knows_only_what_it_may_know():
+    atoms = bent_water()
+    outcome = Molecule(atoms.numbers).relax(atoms, giving_up=GivingUp(sampled=True, known=known_water(before=7)))
+    assert outcome.converged
+
+
+def test_what_is_known_travels_to_workers_and_stays_small():
+    memory, rng = Memory(Comparison.searching()), np.random.default_rng(0)
+    for number in range(FIRST_ENDS + 200):
+        atoms = molecule("CH3CH2OH")
+        atoms.positions += 0.5 * rng.normal(size=(9, 3))
+        memory.remember(atoms, number)
+    known = memory.first_ends(10**6)
+    message = pickle.dumps(known)
+    assert len(message) < FIRST_ENDS * 3000
+    assert pickle.loads(message).recall(molecule("CH3CH2OH")) == known.recall(molecule("CH3CH2OH"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_search_counts_such_a_trial_as_a_hit_and_pays_less_for_it(workers, tmp_path):
+    places = molecule("H2O").positions
+    search = GenerativeRSS(
+        "H2O",
+        harmonic_water,
+        score=GaussianScore(places, spread=0.2),
+        coupling=Diffusion(),
+        starts=[molecule("H2O")],
+        optimizer="FIRE",
+        database=tmp_path / "x.db",
+        seed=1,
+        workers=workers,
+    )
+    search.run(trials=80)
+    records = sorted(search.archive.records, key=lambda record: record.number)
+    heading = [record for record in records if record.ended is Ended.HEADING]
+    whole = [record for record in records if record.ended is Ended.MINIMUM]
+    assert heading
+    assert all(record.number >= 48 and record.known is not None and record.force_calls > 0 for record in heading)
+    assert np.mean([r.force_calls for r in heading]) < np.mean([r.force_calls for r in whole])
+    hits = sum(r.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING) for r in records)
+    assert sum(search.hits) == hits
+    reference = [(r.ended, r.force_calls, r.known) for r in records]
+    remembered.setdefault("search", reference)
+    assert reference == remembered["search"]  # the same on any number of workers
+
+
+remembered: dict = {}
+
+
+def harmonic_water():
+    """A spring at each place of water."""
+    return Harmonic(molecule("H2O").positions)
