@@ -1,6 +1,7 @@
 """Batches: what goes through the calculator together ends as it does one by one, and is counted so."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -210,6 +211,26 @@ def test_what_interrupts_ends_all_threads(where, error):
     assert time.monotonic() - began < 5
     assert sorted(cleaned) == [0, 1, 2]
     assert threading.active_count() == before
+
+
+def test_ctrl_c_while_a_task_computes_ends_all_threads():
+    calls = []
+
+    def endless(place, counted):
+        atoms = clusters(1)[0]
+        while True:
+            atoms.positions[0, 0] += 0.01
+            energy_and_forces(atoms, atoms.positions, counted)
+            calls.append(place)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.3)
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        together({place: partial(endless, place) for place in range(3)}, CountedCalculator(Argon()), 3)
+    assert threading.active_count() == before
+    assert len(calls) == 5
 
 
 def test_stress_is_asked_for_where_it_is_needed():
