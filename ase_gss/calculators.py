@@ -58,7 +58,7 @@ def _chgnet() -> Calculator:
 
     from ase_gss.chgnet_calculator import CHGNetCalculator, CHGNetNetwork
 
-    return CHGNetCalculator(CHGNetNetwork(CHGNet.load(use_device="cpu", verbose=False)))
+    return CHGNetCalculator(CHGNetNetwork(CHGNet.load(use_device=_device(), verbose=False)))
 
 
 def _sevennet() -> Calculator:

@@ -84,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     search.add_argument("-j", "--workers", type=_positive, default=1, help="processes (default: %(default)s)")
     search.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler that does the work instead")
+    search.add_argument(
+        "--batch",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="relax up to N trials together, at most 16; for chgnet, or your own (default: %(default)s)",
+    )
     search.add_argument("--call-limit", type=float, metavar="S", help="a force call that takes longer is killed, s")
     search.add_argument("--trial-limit", type=float, metavar="S", help="a trial that takes longer is killed, s")
     search.add_argument(
@@ -220,6 +227,7 @@ def _search(options: argparse.Namespace) -> int:
         seed=options.seed,
         workers=options.workers,
         executor=options.scheduler,
+        batch=options.batch,
         call_limit=options.call_limit,
         trial_limit=options.trial_limit,
         failure_limit=options.failure_limit,

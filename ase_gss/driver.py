@@ -55,7 +55,7 @@ class Generation:
     adapted : callable, optional
         The score that has learned what it may know.
     alone : set of int
-        Numbers of those that are to be sampled one at a time, because one of them has cost a worker.
+        Numbers of those whose next job is to have no other trial, because one of them has cost a worker.
     """
 
     index: int
@@ -229,9 +229,20 @@ class Driver:
                     return self._sampling_job(generation, left if left is None else left - self._expected_ready())
         for generation in self._open:
             if generation.ready:
-                known = self.found.memory.first_ends(_known_before(generation.index)) if self.recognise else None
-                return Job("relax", (generation.trials[generation.ready.pop(0)],), known)
+                return self._relaxation_job(generation, left)
         return None
+
+    def _relaxation_job(self, generation: Generation, left: int | None) -> Job:
+        """The next hand-off; several, as far as the budget (force calls) is good for it, where there are batches."""
+        size = self.plan.batch if left is None else min(self.plan.batch, max(1, int(left / self._expected())))
+        if generation.ready[0] in generation.alone:
+            size = 1
+        # Those that are to be alone come first or later, each in its turn, but not with others.
+        together = [number for number in generation.ready if size == 1 or number not in generation.alone][:size]
+        for number in together:
+            generation.ready.remove(number)
+        known = self.found.memory.first_ends(_known_before(generation.index)) if self.recognise else None
+        return Job("relax", tuple(generation.trials[number] for number in together), known)
 
     def _sampling_job(self, generation: Generation, left: int | None) -> Job:
         """All of a generation that is not sampled, as far as the budget (force calls) is good for it."""
@@ -290,6 +301,7 @@ class Driver:
         generation = self._generation_of(trial.number)
         generation.trials[trial.number] = trial
         if job.stage == "sample" and trial.needs is Need.RELAXATION:
+            generation.alone.discard(trial.number)
             self._recognise(trial, generation)
         if trial.needs is Need.NOTHING:
             del generation.trials[trial.number]

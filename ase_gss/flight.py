@@ -1,12 +1,14 @@
 """The flight recorder: what a worker process was doing, legible for the driver after its sudden death."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from ase_gss.calculators import CalculatorSource
 from ase_gss.forces import CountedCalculator
@@ -52,6 +54,13 @@ class FlightRecorder:
         if self._notes[_INDEX] >= 0:
             self._notes[_CALLS + self._notes[_INDEX]] += 1
 
+    def enter_batch(self, indices: Sequence[int], again: bool) -> None:
+        """A call for the structures of these trials begins; where it is made `again`, it has been counted."""
+        self._notes[_INDEX] = indices[0] if len(indices) == 1 else -1
+        self._notes[_BEATS] += 1
+        for index in () if again else indices:
+            self._notes[_CALLS + index] += 1
+
     def leave(self) -> None:
         """The force call is over."""
         self._notes[_BEATS] += 1
@@ -87,8 +96,21 @@ class _RecordedCalculator(CountedCalculator):
     def calculate(self, *args: Any, **keywords: Any) -> None:
         """As the calculator that is counted."""
         self._recorder.enter()
-        try:
+        with self._noted_end():
             super().calculate(*args, **keywords)
+
+    def calculate_batch(
+        self, structures: Sequence[Atoms], stress: bool, callers: Sequence[int], again: bool = False
+    ) -> list[dict[str, Any]]:
+        """As the calculator that is counted."""
+        self._recorder.enter_batch(callers, again)
+        with self._noted_end():
+            return super().calculate_batch(structures, stress, callers, again)
+
+    @contextmanager
+    def _noted_end(self) -> Iterator[None]:
+        try:
+            yield
         except Exception:
             self._recorder.leave()
             raise

@@ -1,7 +1,8 @@
 """Physical forces: the one place where a calculator is called, counted, and where its failures are caught."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -45,9 +46,8 @@ class CountedCalculator(Calculator):
         self.calls += 1
         wanted = dict.fromkeys(["energy", "forces", *(properties or [])])
         try:
-            results = {name: self.calculator.get_property(name, self.atoms) for name in wanted}
             # Copies: a calculator may use its arrays again for the next structure.
-            results = deepcopy({**self.calculator.results, **results})
+            results = deepcopy(self._answer(list(wanted)))
         except Exception as error:  # whatever a foreign code raises ends one calculation, not the search
             self.calculator.reset()
             reason = " ".join(str(error).split()) or "no message"
@@ -65,6 +65,27 @@ class CountedCalculator(Calculator):
             self.calculator.reset()
             raise CalculatorFailure(f"the calculator returned {words} not finite")
         self.results = results
+
+    def calculate_batch(
+        self, structures: Sequence[Atoms], stress: bool, callers: Sequence[int], again: bool = False
+    ) -> list[dict[str, Any]]:
+        """Results of many structures in one call, which is not counted here: each is a force call of its trial.
+
+        Parameters
+        ----------
+        structures, stress : sequence of Atoms, bool
+            As for `ase_gss.batch.BatchCalculator`.
+        callers : sequence of int
+            Whose structures these are, by their places in the job.
+        again : bool
+            They were in a batch before, which has failed.
+        """
+        return self.calculator.calculate_batch(structures, stress)
+
+    def _answer(self, wanted: list[str]) -> dict[str, Any]:
+        """The properties `wanted`, and whatever else is known, of `atoms`."""
+        results = {name: self.calculator.get_property(name, self.atoms) for name in wanted}
+        return {**self.calculator.results, **results}
 
 
 def energy_and_forces(atoms: Atoms, positions: np.ndarray, calculator: CountedCalculator) -> tuple[float, np.ndarray]:

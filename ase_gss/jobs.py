@@ -24,7 +24,8 @@ class Job:
     Attributes
     ----------
     stage : str
-        "sample" for trials that go through the sampler in step with one another, "relax" for one trial's hand-off.
+        "sample" for trials that go through the sampler in step with one another, "relax" for the hand-off of one
+        trial, or of several whose structures go through the calculator in batches.
     trials : tuple of Trial
         As they are before it.
     known : KnownEnds, optional
@@ -74,8 +75,7 @@ def perform(plan: Plan, job: Job) -> tuple[Trial, ...]:
     if job.stage == "sample":
         sample(job.trials, plan, job.adapted)
     elif job.stage == "relax":
-        for trial in job.trials:
-            relax(trial, plan, job.known)
+        relax(job.trials, plan, job.known)
     else:
         raise ValueError(f"There is no stage {job.stage!r}.")
     return job.trials

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from ase_gss.batch import check_batches
 from ase_gss.calculators import calculator_source, check_elements
 from ase_gss.composition import same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, default_schedule, get_coupling
@@ -46,6 +47,8 @@ class Plan:
         As for `GenerativeRSS`.
     adapt : bool
         There are regimes whose score learns from what has been found.
+    batch : int
+        Structures that go through the calculator in one call.
     """
 
     system: System
@@ -62,6 +65,7 @@ class Plan:
     multiplicity: int
     seed: int
     adapt: bool = False
+    batch: int = 1
 
     @classmethod
     def checked(
@@ -82,6 +86,7 @@ class Plan:
         multiplicity: int | None,
         seed: int,
         adapt: bool | None = None,
+        batch: int = 1,
     ) -> "Plan":
         """The plan for this input, as given to `GenerativeRSS`.
 
@@ -94,6 +99,8 @@ class Plan:
             raise InputError("fmax, max_steps and sigma_start must be positive.")
         if seed < 0:
             raise InputError("The seed must not be negative.")
+        if batch < 1:
+            raise InputError(f"A batch has at least one structure, not {batch}.")
         if (charge or multiplicity) and (not isinstance(calculator, str) or system.periodic):
             raise InputError(
                 "charge and multiplicity are for molecules with a calculator by name: set them in your own calculator."
@@ -107,6 +114,8 @@ class Plan:
         check_elements(calculator, system.elements)
         new_calculator, name = calculator_source(calculator, charge, multiplicity)
         system.check_calculator(new_calculator())
+        if batch > 1:
+            check_batches(new_calculator(), name)
         loaded = _load_score(score or system.score, system) if any(each.samples for each in regimes) else None
         can_adapt = any(each.learned for each in regimes) and hasattr(loaded, "denoiser")
         if adapt and not can_adapt:
@@ -130,6 +139,7 @@ class Plan:
             multiplicity=multiplicity,
             seed=int(seed),
             adapt=adapt,
+            batch=int(batch),
         )
 
     def settings(self) -> dict[str, Any]:

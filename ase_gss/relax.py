@@ -1,7 +1,8 @@
 """The hand-off: from a sampled structure to a relaxed one, its cell included, with any ASE optimizer."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -149,9 +150,7 @@ def hand_off(
         if give_up is not None:
             dynamics.attach(_ask, give_up_interval, give_up, bare, dynamics)
         try:
-            with warnings.catch_warnings():
-                # The filter's matrix logarithms are good to 1e-13, and say so.
-                warnings.filterwarnings("ignore", "logm result may be inaccurate")
+            with known_warnings_ignored():
                 dynamics.run(fmax=fmax, steps=max_steps)
             bare.get_forces()  # some optimizers end elsewhere than where they looked last
         except CalculatorFailure as failure:
@@ -182,6 +181,15 @@ def hand_off(
         return outcome
     finally:
         bare.calc = own
+
+
+@contextmanager
+def known_warnings_ignored() -> Iterator[None]:
+    """No warnings of what is as it should be."""
+    with warnings.catch_warnings():
+        # The filter's matrix logarithms are good to 1e-13, and say so.
+        warnings.filterwarnings("ignore", "logm result may be inaccurate")
+        yield
 
 
 def optimizer_class(optimizer: str | type[Optimizer]) -> type[Optimizer]:

@@ -101,6 +101,10 @@ class GenerativeRSS:
     executor : concurrent.futures executor or str, optional
         Does the work instead: anything with its ``submit``, or the address of a Dask scheduler; `workers` is then the
         number of jobs that it can do at once. It has no time limits.
+    batch : int
+        Trials of one generation, of which there are 16, that are relaxed together, their structures in one call of the
+        calculator: "chgnet", or one with a method `calculate_batch` (see `ase_gss.batch`). The trials are the same;
+        their numbers may differ by the rounding of the potential. Forces of the sampler go in batches, too.
     call_limit, trial_limit : float, optional
         Seconds after which a force call, or a trial, counts as hung: its process is killed, and the trial has failed.
     failure_limit : float
@@ -145,6 +149,7 @@ class GenerativeRSS:
         seed: int = 0,
         workers: int = 1,
         executor: Any = None,
+        batch: int = 1,
         call_limit: float | None = None,
         trial_limit: float | None = None,
         failure_limit: float = 0.5,
@@ -177,6 +182,7 @@ class GenerativeRSS:
             multiplicity=multiplicity,
             seed=seed,
             adapt=adapt,
+            batch=batch,
         )
         if verify not in (None, "hessian"):
             raise InputError(f"verify is None or 'hessian', not {verify!r}.")
@@ -252,10 +258,7 @@ class GenerativeRSS:
 
     @property
     def energies(self) -> list[float]:
-        """Energy of each distinct minimum met while searching, in the order of discovery.
-
-        In eV; for periodic structures the enthalpy in eV/atom.
-        """
+        """Energy (eV; periodic: enthalpy, eV/atom) of each distinct minimum met, in the order of discovery."""
         return self._found.minima.energies
 
     @property
@@ -306,7 +309,7 @@ class GenerativeRSS:
         Parameters
         ----------
         trials, max_calls : int
-            At least one of them. `max_calls` is kept to within one trial, with workers to within two for each.
+            At least one of them. `max_calls` is kept to within one trial or batch, with workers to within two for each.
 
         Returns
         -------
@@ -345,9 +348,8 @@ class GenerativeRSS:
                 self.archive.release()
                 self._write_totals()
         self.dried_up = driver.dried_up
-        if (self.refine or self.verify) and not driver.stopping:
-            return self.refine_minima()
-        return self.minima
+        refines = (self.refine or self.verify) and not driver.stopping
+        return self.refine_minima() if refines else self.minima
 
     def stop(self) -> None:
         """End the run under way once the trials that are with the calculator are finished; for signal handlers."""
@@ -398,7 +400,6 @@ class GenerativeRSS:
 
     def _write_totals(self) -> None:
         """Bring the metadata and the marks on the rows of the minima up to date."""
-        if self.archive.totals["trials"] == 0:
-            return
-        self.archive.write_metadata(**self.archive.totals)
-        self.archive.mark_minima({atoms.info["trial"]: rank for rank, atoms in enumerate(self.minima, start=1)})
+        if self.archive.totals["trials"]:
+            self.archive.write_metadata(**self.archive.totals)
+            self.archive.mark_minima({atoms.info["trial"]: rank for rank, atoms in enumerate(self.minima, start=1)})

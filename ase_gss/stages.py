@@ -3,16 +3,22 @@
 Whatever the calculator does on the way ends its trial and nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from ase_gss.forces import CalculatorFailure
+from ase_gss.batch import together
+from ase_gss.forces import CalculatorFailure, CountedCalculator
 from ase_gss.giving_up import GivingUp
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
+from ase_gss.relax import known_warnings_ignored
 from ase_gss.trial import Ended, Need, Trial
 from ase_gss.walk import ScoreFunction, complete, propose
+
+#: Force (N, 3) in eV/Å and stress (3, 3) in eV/Å3, where there are any.
+Physical = tuple[np.ndarray | None, np.ndarray | None]
 
 
 def sample(trials: Sequence[Trial], plan: Plan, adapted: ScoreFunction | None = None) -> None:
@@ -25,14 +31,16 @@ def sample(trials: Sequence[Trial], plan: Plan, adapted: ScoreFunction | None = 
     adapted : callable, optional
         The score for those whose regime takes one that has learned.
     """
-    _sample([trial for trial in trials if not trial.learned], plan, plan.score)
-    _sample([trial for trial in trials if trial.learned], plan, adapted)
+    for learned, score in (False, plan.score), (True, adapted):
+        _sample({place: trial for place, trial in enumerate(trials) if trial.learned == learned}, plan, score)
 
 
-def _sample(trials: Sequence[Trial], plan: Plan, score: ScoreFunction | None) -> None:
-    while ready := [trial for trial in trials if trial.needs is Need.SCORE]:
+def _sample(trials: Mapping[int, Trial], plan: Plan, score: ScoreFunction | None) -> None:
+    """Sample the trials, which are given by their places in the job, with this score."""
+    while places := {place: trial for place, trial in trials.items() if trial.needs is Need.SCORE}:
+        ready = list(places.values())
         propose([trial.walk for trial in ready], score)
-        physical = [_force(trial, plan) for trial in ready]
+        physical = _forces(places, plan)
         going = [(t.walk, *both) for t, both in zip(ready, physical, strict=True) if t.ended is None]
         if going:
             complete(*zip(*going, strict=True))
@@ -41,7 +49,35 @@ def _sample(trials: Sequence[Trial], plan: Plan, score: ScoreFunction | None) ->
                 trial.end(Ended.CELL, reason)
 
 
-def _force(trial: Trial, plan: Plan) -> tuple[np.ndarray | None, np.ndarray | None]:
+def relax(trials: Sequence[Trial], plan: Plan, known: KnownEnds | None = None) -> None:
+    """Hand the structures to the optimizer, in batches where the plan has them, and judge their ends.
+
+    One that heads for one of the `known` ends is given up.
+    """
+    if plan.batch == 1 or len(trials) == 1:
+        for trial in trials:
+            _relax(trial, plan, known, plan.new_calculator())
+        return
+    with known_warnings_ignored():  # threads that take turns cannot leave the filters as they found them
+        tasks = {place: partial(_relax, trial, plan, known) for place, trial in enumerate(trials)}
+        together(tasks, plan.new_calculator(), plan.batch)
+
+
+def _forces(places: Mapping[int, Trial], plan: Plan) -> list[Physical]:
+    """What `_force` gives for each trial, by its place in the job; in batches where the plan has them."""
+    needing = [place for place, trial in places.items() if trial.walk.point is not None]
+    if plan.batch == 1 or len(needing) <= 1:
+        return [_force(trial, plan) for trial in places.values()]
+    physical: dict[int, Physical] = {}
+
+    def keep(place: int, calculator: CountedCalculator) -> None:
+        physical[place] = _force(places[place], plan, calculator)
+
+    together({place: partial(keep, place) for place in needing}, plan.new_calculator(), plan.batch)
+    return [physical.get(place, (None, None)) for place in places]
+
+
+def _force(trial: Trial, plan: Plan, calculator: CountedCalculator | None = None) -> Physical:
     """Force and stress where the trial needs them; a failure ends the trial."""
     if trial.walk.point is None:
         return None, None
@@ -52,17 +88,18 @@ def _force(trial: Trial, plan: Plan) -> tuple[np.ndarray | None, np.ndarray | No
         return None, None
     trial.force_calls += 1
     try:
-        _, forces, stress = plan.system.force(trial.atoms, trial.walk, plan.new_calculator())
+        calculator = plan.new_calculator() if calculator is None else calculator
+        _, forces, stress = plan.system.force(trial.atoms, trial.walk, calculator)
     except CalculatorFailure as failure:
         trial.end(Ended.CALCULATOR, str(failure))
         return None, None
     return forces, stress
 
 
-def relax(trial: Trial, plan: Plan, known: KnownEnds | None = None) -> None:
-    """Hand the structure to the optimizer and judge its end; where it heads for a known one, it is given up."""
+def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: CountedCalculator) -> None:
+    """Hand one structure to the optimizer and judge its end."""
     atoms = trial.sampled()
-    atoms.calc = calculator = plan.new_calculator()
+    atoms.calc = calculator
     giving_up = GivingUp(trial.score_calls > 0, known) if trial.gives_up else None
     outcome = plan.system.relax(
         atoms,

@@ -77,10 +77,10 @@ class WorkerPool(Runner):
     workers : int
         How many.
     call_limit : float, optional
-        Seconds that one force call may take; a longer one is ended, even in C code, with what it started. The first
-        call of a neural potential may be much slower than the others: leave it room.
+        Seconds that one force call, or one batch, may take; a longer one is ended, even in C code, with what it
+        started. The first call of a neural potential may be much slower than the others: leave it room.
     trial_limit : float, optional
-        Seconds that the relaxation of one trial may take, or its share of the sampling of several.
+        Seconds that the relaxation of one trial may take, or its share of a job of several.
 
     Raises
     ------
@@ -123,7 +123,7 @@ class WorkerPool(Runner):
         number, future = next(self._numbers), Future()
         limit = None if self._trial_limit is None else self._trial_limit * len(job.trials)
         message = pickle.dumps((number, job), pickle.HIGHEST_PROTOCOL)
-        self._orders.put(_Order(number, message, [trial.number for trial in job.trials], limit, future))
+        self._orders.put(_Order(number, message, job.stage, [trial.number for trial in job.trials], limit, future))
         return future
 
     def close(self) -> None:
@@ -162,10 +162,11 @@ class WorkerPool(Runner):
 
 @dataclass
 class _Order:
-    """A job on its way to a worker: the message, the numbers of its trials, its limit (s) and its future."""
+    """A job on its way to a worker: the message, its stage, the numbers of its trials, its limit (s), its future."""
 
     number: int
     message: bytes
+    stage: str
     trials: list[int]
     limit: float | None
     future: Future
@@ -175,7 +176,8 @@ class _Order:
         """What is said where it took longer than its limit."""
         if self.limit is None:
             return ""
-        who = "it" if len(self.trials) == 1 else f"the sampling of {len(self.trials)} trials"
+        stage = "sampling" if self.stage == "sample" else "relaxation"
+        who = "it" if len(self.trials) == 1 else f"the {stage} of {len(self.trials)} trials"
         return f"{who} took longer than {self.limit:g} s"
 
 

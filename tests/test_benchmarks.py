@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,16 @@ def ended(number, calls, atoms, is_minimum=True, known=None):
 def refined(atoms, number, is_minimum=True):
     atoms.info.update(number=number, is_minimum=is_minimum, calls=3)
     return atoms
+
+
+def test_batches_are_timed_in_turns(capsys):
+    batches = pytest.importorskip("batches")
+    order = []
+    times = batches.in_turns({name: partial(order.append, name) for name in "ab"}, 2, "cpu")
+    assert order == list("ababab")
+    batches.table({"a": 0.5, "b": 0.25}, {"a": 4, "b": 4}, "what", "a")
+    assert "| b | 16.0 | 62.50 | 2.00 |" in capsys.readouterr().out
+    assert all(0 <= seconds < 1 for seconds in times.values())
 
 
 def test_counts_and_mean_curve():
