@@ -66,6 +66,10 @@ FMAX, REFINED_FMAX = 0.05, 0.005
 ENOUGH = 10
 #: Trials after which the number of new minima in the next `HORIZON` is predicted.
 CALIBRATION_POINTS, HORIZON = (100, 200, 400, 800), 100
+#: Force calls of the short table.
+SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000), "rss": (10_000, 40_000)}
+#: Marks in a text between which `report --readme` puts its table.
+_BEGIN, _END = "<!-- molecules: begin -->", "<!-- molecules: end -->"
 #: An end that is recovered: 50 meV, 0.05 Å.
 RECOVERED = Comparison(0.05, 0.05, "elements", True)
 
@@ -705,7 +709,7 @@ def tables(facts: dict[str, Any], window: float) -> str:
     for formula, system in facts.items():
         curves = system["windows"][str(window)]
         budgets = sorted({calls for method in curves["methods"].values() for calls in method["calls"]})
-        head = " | ".join(f"{budget:,}".replace(",", " ") for budget in budgets)
+        head = " | ".join(map(_spaced, budgets))
         kind = "held out" if formula in HELD_OUT else "elements beyond QM9" if formula in BEYOND else "own choice"
         lines += [
             "",
@@ -736,6 +740,39 @@ def tables(facts: dict[str, Any], window: float) -> str:
             good, all_ = (sum(modes[key] for modes in checked) for key in ("metastable", "checked"))
             lines += ["", f"Without imaginary mode: {good} of {all_} minima drawn from the runs."]
     return "\n".join(lines).strip()
+
+
+def short_table(facts: dict[str, Any], window: float) -> str:
+    """Markdown of this search beside random search: one line for each system, as the README has it."""
+    columns = [("gss", calls) for calls in SHORT_TABLE["gss"]] + [("rss", calls) for calls in SHORT_TABLE["rss"]]
+    names = {"gss": "`ase-gss search`", "rss": "random search"}
+    head = [f"{names[method]}, {_spaced(calls)}" for method, calls in columns]
+    lines = [f"| formula | known | {' | '.join(head)} | seeds |", "| --- " * (3 + len(columns)) + "|"]
+    for formula, system in facts.items():
+        curves, totals = system["windows"][str(window)], system["methods"]
+        cells = []
+        for method, calls in columns:
+            curve = curves["methods"].get(method, {"calls": []})
+            cells.append(_cell(curve, curve["calls"].index(calls)) if calls in curve["calls"] else "")
+        seeds = ", ".join(str(totals[method]["seeds"]) for method in ("gss", "rss") if method in totals)
+        lines.append(f"| {formula} | {curves['pooled']} | {' | '.join(cells)} | {seeds} |")
+    return "\n".join(lines)
+
+
+def _spaced(number: int) -> str:
+    """Digits in groups of three."""
+    return f"{number:_}".replace("_", " ")
+
+
+def write_into(path: Path, table: str) -> None:
+    """Put the table between the marks of a text, in place of what is there."""
+    text = path.read_text()
+    try:
+        before, rest = text.split(_BEGIN)
+        after = rest.split(_END)[1]
+    except (ValueError, IndexError) as error:
+        raise SystemExit(f"{path} needs the line {_BEGIN} and after it the line {_END}, once each.") from error
+    _replace(path, lambda part: part.write_text(f"{before}{_BEGIN}\n\n{table}\n\n{_END}{after}"))
 
 
 def _cell(curve: dict[str, Any], k: int) -> str:
@@ -817,6 +854,8 @@ def report(options: argparse.Namespace) -> None:
     text = "\n\n".join(tables(facts, window) for window in options.windows)
     (options.folder / "report.md").write_text(text + "\n")
     print(text)
+    if options.readme:
+        write_into(options.readme, short_table(facts, options.windows[0]))
     if options.plot:
         from plots import draw_curves
 
@@ -843,6 +882,7 @@ def main() -> None:
         "--windows", nargs="+", type=float, choices=WINDOWS, default=[WINDOWS[0]], help="of the tables"
     )
     reporter.add_argument("--check-modes", type=int, default=0, metavar="N", help="vibrations of N minima of each run")
+    reporter.add_argument("--readme", type=Path, help="write the short table into this text, between its marks")
     reporter.add_argument("--plot", type=Path, help="draw the curves: .png, .svg, .pdf")
     for command in (runner, reporter):
         command.add_argument("--folder", type=Path, required=True)

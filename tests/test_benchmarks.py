@@ -197,11 +197,18 @@ def test_run_and_report(tmp_path, monkeypatch, capsys):
     assert rss.state()["calls"] >= 120
     assert molecules.account_of(rss)["distinct"] >= 1
     capsys.readouterr()
-    words = ["report", "--budgets", "50", "100", "--check-modes", "1"]
+    readme = tmp_path / "README.md"
+    readme.write_text("Before.\n<!-- molecules: begin -->\nold\n<!-- molecules: end -->\nAfter.\n")
+    words = ["report", "--budgets", "50", "100", "--check-modes", "1", "--readme", str(readme)]
     if importlib.util.find_spec("matplotlib"):
         words += ["--plot", str(tmp_path / "curves.svg")]
     command(*words)
     assert "| basin-hopping | 2 |" in capsys.readouterr().out
+    text = readme.read_text()
+    assert "| Cu3 |" in text
+    assert "old" not in text
+    assert text.startswith("Before.")
+    assert text.endswith("After.\n")
     assert (tmp_path / "report.json").exists()
     assert (tmp_path / "curves.svg").exists() or "--plot" not in words
     assert "NaN" not in (tmp_path / "report.json").read_text()
