@@ -114,7 +114,7 @@ def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: Counte
         ended, reason = Ended.CALCULATOR, outcome.reason
     elif giving_up is not None and giving_up.recognised is not None:
         ended, reason, trial.known = Ended.HEADING, outcome.reason, giving_up.recognised
-    elif rejected := plan.system.rejects(atoms):
+    elif rejected := plan.system.rejects(atoms, outcome.converged):
         ended, reason = rejected[0], outcome.reason or rejected[1]
     elif not outcome.converged:
         ended, reason = Ended.NOT_CONVERGED, outcome.reason

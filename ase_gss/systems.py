@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms
 from ase.units import GPa
 
 from ase_gss import families
-from ase_gss.bonds import is_connected
+from ase_gss.bonds import is_connected, overlapping
 from ase_gss.cell import cell_out_of_bounds
 from ase_gss.composition import formula_of, parse_formula
 from ase_gss.coupling import Coupling
@@ -130,11 +130,13 @@ class Molecule:
             keywords |= {"give_up": giving_up, "give_up_interval": INTERVAL}
         return hand_off(atoms, optimizer or self.optimizer, **keywords)
 
-    def rejects(self, atoms: Atoms) -> tuple[Ended, str] | None:
+    def rejects(self, atoms: Atoms, converged: bool = True) -> tuple[Ended, str] | None:
         """How a trial with this end has ended where it is not one of those looked for."""
-        if self.fragments or is_connected(atoms):
-            return None
-        return Ended.FRAGMENTS, "not in one piece"
+        if not self.fragments and not is_connected(atoms):
+            return Ended.FRAGMENTS, "not in one piece"
+        if converged and (reason := overlapping(atoms)):
+            return Ended.CALCULATOR, reason
+        return None
 
 
 @dataclass
@@ -267,7 +269,7 @@ class Crystal:
             keywords["stress_tolerance"] = REFINED_STRESS
         return hand_off(atoms, optimizer or self.optimizer, pressure=self.pressure, **keywords)
 
-    def rejects(self, atoms: Atoms) -> tuple[Ended, str] | None:
+    def rejects(self, atoms: Atoms, converged: bool = True) -> tuple[Ended, str] | None:
         """How a trial with this end has ended where it is not one of those looked for."""
         reason = cell_out_of_bounds(atoms)
         return (Ended.CELL, reason) if reason else None
@@ -375,7 +377,7 @@ class Surface:
         """Hand over to the optimizer; `keywords` as for `hand_off`."""
         return hand_off(atoms, optimizer or self.optimizer, **keywords)
 
-    def rejects(self, atoms: Atoms) -> tuple[Ended, str] | None:
+    def rejects(self, atoms: Atoms, converged: bool = True) -> tuple[Ended, str] | None:
         """How a trial with this end has ended where it is not one of those looked for."""
         return None
 

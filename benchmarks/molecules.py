@@ -10,10 +10,10 @@ where it stopped, a peer's run from its beginning. With more calls or seeds it g
 
 The counting rule, the same for every method: all ends in one piece that are converged (0.05 eV/Å) are relaxed to 0.005
 eV/Å; two are one minimum when their bonding graphs are isomorphic, their energies agree within 5 meV and their sorted
-distances within 0.05 Å. Calls for this are charged to nobody. All minima that any run has met are pooled in
-F/reference_FORMULA.extxyz, which grows; a run is the list of the calls at which it first met each of them. *Recovered*
-is the looser figure: an end as it is, of a force below 0.05 eV/Å, within 50 meV of the pooled minimum that it refines
-to, and the comparison agrees.
+distances within 0.05 Å. What has atoms on one another is no molecule. Calls for this are charged to nobody. All minima
+that any run has met are pooled in F/reference_FORMULA.extxyz, which grows; a run is the list of the calls at which it
+first met each of them. *Recovered* is the looser figure: an end as it is, of a force below 0.05 eV/Å, within 50 meV of
+the pooled minimum that it refines to, and the comparison agrees.
 
 `report` writes F/report.json, F/curves.csv and F/report.md: means and standard errors over seeds; how many times the
 calls random search needs for the same number (linear interpolation of its mean; standard error by bootstrap over the
@@ -44,7 +44,7 @@ from peers import PEERS, run_peer
 
 from ase_gss import GenerativeRSS
 from ase_gss.archive import Archive
-from ase_gss.bonds import is_connected
+from ase_gss.bonds import is_connected, overlapping
 from ase_gss.calculators import calculator_factory, calculator_source
 from ase_gss.completeness import predict_new
 from ase_gss.composition import parse_formula, spin_multiplicity
@@ -264,7 +264,7 @@ def refine_end(end: End, new_calculator: Callable[[], CountedCalculator]) -> Ato
     outcome = hand_off(atoms, "BFGS", fmax=REFINED_FMAX, max_steps=300, maxstep=0.1)
     frozen = outcome.frozen(atoms)
     frozen.info = {"number": end.number, "calls": calculator.calls, "key": _key(end)}
-    frozen.info["is_minimum"] = bool(outcome.converged and is_connected(atoms))
+    frozen.info["is_minimum"] = bool(outcome.converged and is_connected(atoms) and not overlapping(atoms))
     return frozen
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from ase_gss.bonds import bonding_graph, environments, fragments, graph_key, is_connected, isomorphic
+from ase_gss.bonds import bonding_graph, environments, fragments, graph_key, is_connected, isomorphic, overlapping
 
 NAMES = ["CH3CH2OH", "CH3OCH3", "C3H4_D2d", "H2O2", "isobutane", "C6H6", "SiH4", "CH3CONH2", "HCN", "H"]
 
@@ -109,3 +109,12 @@ def test_fragments_partition_the_atoms(seed, n_atoms):
     graph = bonding_graph(atoms)
     home = {index: k for k, part in enumerate(parts) for index in part}
     assert all(home[i] == home[j] for i, j in graph.edges)
+
+
+def test_what_lies_on_one_another_is_no_molecule():
+    squeezed = Atoms("SiO", positions=[[0, 0, 0], [1.15, 0, 0]])
+    assert overlapping(squeezed) == "Si and O lie on one another, 1.15 Å apart"
+    for name in ("C2H2", "N2", "CO", "SiO", "H2"):
+        assert overlapping(molecule(name)) is None
+    assert overlapping(Atoms("Cr2", positions=[[0, 0, 0], [1.68, 0, 0]])) is None
+    assert overlapping(Atoms("H")) is None

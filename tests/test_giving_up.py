@@ -131,3 +131,18 @@ remembered: dict = {}
 def harmonic_water():
     """A spring at each place of water."""
     return Harmonic(molecule("H2O").positions)
+
+
+class Gluing(Harmonic):
+    """Draws water's atoms onto one another, as calculators do whose answers have lost all sense."""
+
+    def __init__(self):
+        super().__init__(0.4 * molecule("H2O").positions)
+
+
+def test_what_a_calculator_has_drawn_onto_one_another_is_its_failure_not_a_minimum():
+    search = GenerativeRSS("H2O", Gluing(), coupling="rss", failure_limit=1.0)
+    search.run(trials=2)
+    assert [record.ended for record in search.archive.records] == [Ended.CALCULATOR] * 2
+    assert "lie on one another" in search.archive.records[0].reason
+    assert not search.minima
