@@ -117,7 +117,8 @@ class Driver:
         self._spenders = self._spent_by_them = 0
         self._count_spent(archive.records)
         self._last_failure = ""
-        self._lesson, self._adapted_score = 0, None
+        self._lesson: list[int] = []
+        self._adapted_score: ScoreFunction | None = None
 
     @property
     def dried_up(self) -> bool:
@@ -208,11 +209,10 @@ class Driver:
 
     def _adapted(self) -> ScoreFunction | None:
         """The score as the minima of the last lesson have taught it."""
-        ledger = self.found.ledger
-        if self.plan.adapt and ledger.lesson > self._lesson:
-            self._lesson = ledger.lesson
-            minima = [self.archive.atoms_of(number) for number in ledger.lesson_minima]
-            self._adapted_score = self.plan.adapted_score(minima)
+        lesson = self.found.ledger.lesson_minima
+        if self.plan.adapt and lesson != self._lesson:
+            self._lesson = lesson
+            self._adapted_score = self.plan.adapted_score([self.archive.atoms_of(number) for number in lesson])
         return self._adapted_score
 
     def _next_job(self, max_calls: int | None) -> Job | None:
