@@ -117,4 +117,5 @@ def test_what_lies_on_one_another_is_no_molecule():
     for name in ("C2H2", "N2", "CO", "SiO", "H2"):
         assert overlapping(molecule(name)) is None
     assert overlapping(Atoms("Cr2", positions=[[0, 0, 0], [1.68, 0, 0]])) is None
+    assert overlapping(Atoms("Ar2", positions=[[0, 0, 0], [1.12, 0, 0]])) is None  # Lennard-Jones in its own units
     assert overlapping(Atoms("H")) is None
