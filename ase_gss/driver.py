@@ -122,8 +122,8 @@ class Driver:
 
     @property
     def dried_up(self) -> bool:
-        """The last generations have met nothing but known minima."""
-        return self.found.idle_generations >= IDLE_GENERATIONS
+        """The last generations have met nothing that was worth a force call, as far as the next one may know."""
+        return self.found.ledger.idle_generations >= IDLE_GENERATIONS
 
     @property
     def unwritten(self) -> Iterator[Trial]:
@@ -177,6 +177,12 @@ class Driver:
         for number in range(before + 1, self.archive.totals["trials"] + 1):
             self._written(number)
 
+    def keep_ended(self) -> None:
+        """After an interrupt: trials that have ended inside a job that never came back count, too."""
+        for generation in self._open:
+            self._finished += [trial for trial in generation.trials.values() if trial.needs is Need.NOTHING]
+        self._open = []
+
     def _wait(self, records: Iterable[Record]) -> None:
         """Keep what is written until all that comes before it is."""
         for record in records:
@@ -199,6 +205,8 @@ class Driver:
                 return
             index = numbers[0] // GENERATION
             self.found.ledger.advance(before=_known_before(index))
+            if self.dried_up:  # what is reserved is given back at the end of the run
+                return
             familiarity = self.found.ledger.familiarity()
             begun = self.plan.begin_generation(index, numbers, self.found.ledger, self.archive.atoms_of)
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
@@ -233,9 +241,9 @@ class Driver:
         return None
 
     def _relaxation_job(self, generation: Generation, left: int | None) -> Job:
-        """The next hand-off; several, as far as the budget (force calls) is good for it, where there are batches."""
-        size = self.plan.batch if left is None else min(self.plan.batch, max(1, int(left / self._expected())))
-        if generation.ready[0] in generation.alone:
+        """The next hand-off; with batches all that wait, as far as the budget (force calls) is good for them."""
+        size = len(generation.ready) if left is None else max(1, int(left / self._expected()))
+        if self.plan.batch == 1 or generation.ready[0] in generation.alone:
             size = 1
         # Those that are to be alone come first or later, each in its turn, but not with others.
         together = [number for number in generation.ready if size == 1 or number not in generation.alone][:size]

@@ -8,7 +8,6 @@ from ase_gss.archive import Archive, Record
 from ase_gss.ledger import Entry, Ledger
 from ase_gss.memory import Memory
 from ase_gss.minima import MinimaList
-from ase_gss.regimes import GENERATION
 from ase_gss.systems import comparison_of, window_of
 from ase_gss.trial import Ended
 
@@ -31,8 +30,6 @@ class Found:
         Structures that need not be relaxed again.
     ledger : Ledger
         What each way to make a trial has cost and found.
-    idle_generations : int
-        The last so many generations that are complete have not brought anything worth a force call.
     """
 
     def __init__(self, archive: Archive, below: float = inf) -> None:
@@ -41,7 +38,6 @@ class Found:
         self.ledger = Ledger(window_of(archive.metadata.get("settings", {})))
         self._archive = archive
         self._calls = 0
-        self.idle_generations, self._generation, self._calls_of_generation = 0, 0, 0
         self._minimum_of: dict[int, int] = {}
         for record, atoms in archive.ends():
             if record.number < below:
@@ -58,10 +54,6 @@ class Found:
             Its end; by default read from the archive where it is needed.
         """
         self._calls += record.force_calls
-        if record.number // GENERATION > self._generation:
-            self.idle_generations = 0 if self._calls_of_generation else self.idle_generations + 1
-            self._generation, self._calls_of_generation = record.number // GENERATION, 0
-        self._calls_of_generation += record.force_calls
         index, energy = None, inf
         if record.ended is Ended.MINIMUM:
             end = self._archive.atoms_of(record.number) if atoms is None else atoms
@@ -74,6 +66,7 @@ class Found:
         elif record.known is not None:
             index = self._minimum_of[record.known]
             self.minima.hit(index)
-        relaxed = record.ended not in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET)
+        # A sample in pieces has cost no call: it was not relaxed either.
+        relaxed = record.force_calls > 0 and record.ended not in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET)
         bonds = record.bonds if relaxed else ""
         self.ledger.enter(Entry(record.number, record.regime, record.force_calls, index, energy, bonds))

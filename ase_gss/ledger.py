@@ -14,6 +14,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import inf
 
+#: Generation m is the trials from m times this number on; they go through the sampler together.
+GENERATION = 16
 #: The first lesson of a search that learns is after so many force calls, and each of the next after so many times more.
 FIRST_LESSON, MORE = 500, 1.6
 
@@ -86,6 +88,8 @@ class Ledger:
     ----------
     trials, force_calls : dict
         Of each regime, trials and force calls.
+    idle_generations : int
+        So many generations have ended, one after the other, without anything that was worth a force call.
     lesson : int
         A search that learns has learned from the trials below this number; 0 before its first lesson.
     lesson_minima : list of int
@@ -105,6 +109,7 @@ class Ledger:
         # Samples whose bonds had never been relaxed before: how many, and how many of them met a new minimum.
         self._unknown = self._unknown_new = 0
         self._later: list[Entry] = []
+        self.idle_generations, self._generation, self._spent_in_generation = 0, 0, 0
         # It depends on the trials alone, not on when it is asked for: so a search that was interrupted learns the same.
         self.lesson, self._next_lesson, self._spent = 0, FIRST_LESSON, 0
         self.lesson_minima: list[int] = []
@@ -121,6 +126,10 @@ class Ledger:
         del self._later[:known]
 
     def _know(self, entry: Entry) -> None:
+        if entry.number // GENERATION > self._generation:
+            self.idle_generations = 0 if self._spent_in_generation else self.idle_generations + 1
+            self._generation, self._spent_in_generation = entry.number // GENERATION, 0
+        self._spent_in_generation += entry.force_calls
         self.trials[entry.regime] += 1
         self.force_calls[entry.regime] += entry.force_calls
         new = entry.minimum is not None and entry.minimum not in self._hits

@@ -57,7 +57,8 @@ class Memory:
         self._nearest = Nearest(self._comparison)
         self._first: Nearest | None = None
         self._n_first = 0
-        if isinstance(comparison, Comparison):
+        # What tells two hands apart is too much to send along with every relaxation.
+        if isinstance(comparison, Comparison) and comparison.mirror_images_are_one:
             self._first = Nearest(replace(self._comparison, distance_tolerance=ON_THE_WAY))
 
     def remember(self, end: Atoms, trial: int) -> None:
@@ -72,7 +73,7 @@ class Memory:
             self._first.add(trial, end)
 
     def first_ends(self, before: int) -> KnownEnds | None:
-        """What relaxations of molecules may be recognised by, of the trials below `before`."""
+        """What relaxations of molecules may be recognised by, of the trials below `before`; None: by nothing."""
         return None if self._first is None else KnownEnds(self._first, before)
 
     def recall(self, sampled: Atoms, before: int) -> int | None:

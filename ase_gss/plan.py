@@ -99,8 +99,8 @@ class Plan:
             raise InputError("fmax, max_steps and sigma_start must be positive.")
         if seed < 0:
             raise InputError("The seed must not be negative.")
-        if batch < 1:
-            raise InputError(f"A batch has at least one structure, not {batch}.")
+        if not isinstance(batch, int) or batch < 1:
+            raise InputError(f"A batch is a whole number of structures, at least one, not {batch!r}.")
         if (charge or multiplicity) and (not isinstance(calculator, str) or system.periodic):
             raise InputError(
                 "charge and multiplicity are for molecules with a calculator by name: set them in your own calculator."
@@ -139,7 +139,7 @@ class Plan:
             multiplicity=multiplicity,
             seed=int(seed),
             adapt=adapt,
-            batch=int(batch),
+            batch=batch,
         )
 
     def settings(self) -> dict[str, Any]:

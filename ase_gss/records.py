@@ -78,7 +78,7 @@ class Refined:
     @property
     def settled(self) -> bool:
         """It need not be tried again."""
-        return self.ended in (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE, Ended.CELL)
+        return self.ended in (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE, Ended.CELL, Ended.COLLAPSED)
 
 
 def record_of(trial: Trial) -> Record:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ase_gss.coupling import Coupling
-from ase_gss.ledger import Ledger
+from ase_gss.ledger import GENERATION, Ledger
 from ase_gss.schedule import NoiseSchedule
 
-#: Generation m is the trials from m times this number on; they go through the sampler together.
-GENERATION = 16
+__all__ = ["ADAPTIVE", "EXPLORING", "GENERATION", "KNOWN", "NOISE", "RANDOM", "SAMPLING", "Regime", "choose"]
+
 #: The search that chooses among a family of regimes.
 ADAPTIVE = "adaptive"
 #: Where a trial starts.
@@ -41,7 +41,8 @@ class Regime:
     learned : bool
         It takes the score that the search has adapted to what it has found, so that it comes after the first lesson.
     gives_up : bool
-        A molecule that falls apart on the way to a minimum is given up, also where the trial began in pieces.
+        A molecule that falls apart on the way to a minimum is given up, also where the trial began in pieces, and so is
+        one that heads for a known end.
     """
 
     name: str

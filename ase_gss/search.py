@@ -336,6 +336,7 @@ class GenerativeRSS:
             driver.run(trials, max_calls)
         except BaseException:  # Ctrl-C may come anywhere: keep what is finished, and believe the file
             crew.terminate()
+            driver.keep_ended()
             driver.flush()
             self._found = Found(self.archive)
             raise

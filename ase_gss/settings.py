@@ -48,6 +48,9 @@ def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str
     """
     for key in FIXED_SETTINGS if earlier else ():
         if earlier.get(key) != settings.get(key):
+            if key == "adapt":
+                advice = "without learning: add --no-adapt" if settings.get(key) else "learning: leave out --no-adapt"
+                raise InputError(f"{name} is of a search {advice} (adapt in Python), or give another database.")
             before, now = _short(earlier.get(key)), _short(settings.get(key))
             difference = f"{key} {before}, not {now}" if before != now else f"another {key}"
             raise InputError(f"{name} is of a search with {difference}: give another database, or the same settings.")

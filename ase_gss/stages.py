@@ -118,4 +118,5 @@ def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: Counte
         ended, reason = rejected[0], outcome.reason or rejected[1]
     elif not outcome.converged:
         ended, reason = Ended.NOT_CONVERGED, outcome.reason
-    trial.end(ended, reason, outcome.converged, atoms, outcome.energy, outcome.forces, outcome.stress)
+    converged = outcome.converged and ended is not Ended.COLLAPSED
+    trial.end(ended, reason, converged, atoms, outcome.energy, outcome.forces, outcome.stress)

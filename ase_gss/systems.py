@@ -135,7 +135,7 @@ class Molecule:
         if not self.fragments and not is_connected(atoms):
             return Ended.FRAGMENTS, "not in one piece"
         if converged and (reason := overlapping(atoms)):
-            return Ended.CALCULATOR, reason
+            return Ended.COLLAPSED, reason
         return None
 
 

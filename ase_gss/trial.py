@@ -21,6 +21,7 @@ class Ended(StrEnum):
     FRAGMENTS = "fragments"
     SADDLE = "saddle point"
     CELL = "cell out of bounds"
+    COLLAPSED = "collapsed"
     CALCULATOR = "calculator failed"
     BUDGET = "out of budget"
 
@@ -59,7 +60,7 @@ class Trial:
     regime : str
         How it was made; see `Regime`.
     gives_up : bool
-        A molecule that falls apart in the hand-off is given up.
+        A molecule that falls apart in the hand-off, or heads for a known end, is given up.
     learned : bool
         It is sampled with the score that the search has adapted.
     bonds : str

@@ -32,7 +32,7 @@ def shares(score, n: int = 48) -> dict[str, float]:
     for number in range(n):
         atoms, walk = system.walk_from_noise(np.random.default_rng(number), schedule, coupling)
         trials.append(Trial(number, atoms, walk, learned=True))
-    sample(trials, SimpleNamespace(system=system, score=None), score)
+    sample(trials, SimpleNamespace(system=system, score=None, batch=1), score)
     keys = [graph_key(bonding_graph(trial.sampled())) for trial in trials]
     return {key: keys.count(key) / n for key in set(keys)}
 
@@ -123,3 +123,17 @@ def test_who_cannot_learn_says_so(keywords):
 def test_a_regime_that_needs_a_lesson_is_no_search_by_itself():
     with pytest.raises(InputError, match="No regime"):
         GenerativeRSS("CH2O", "emt", regime="learned")
+
+
+def test_a_score_that_has_learned_or_is_frozen_can_learn_again(monkeypatch):
+    monkeypatch.setattr(adapt, "STEPS", 2)
+    once = adapt.adapted(load_score("molecules"), [CARBENE], seed=0)
+    assert not any(weight.requires_grad for weight in once.denoiser.parameters())
+    adapt.adapted(once, [CARBENE], seed=0)
+
+
+def test_what_was_made_without_learning_says_how_it_goes_on(tmp_path):
+    database = tmp_path / "x.db"
+    GenerativeRSS("CH2O", "emt", adapt=False, database=database).run(trials=2)
+    with pytest.raises(InputError, match="add --no-adapt"):
+        GenerativeRSS("CH2O", "emt", database=database)

@@ -314,7 +314,7 @@ def test_executors_get_batches(one_by_one):
         done = search(executor=executor, workers=2, batch=5)
         done.run(trials=20)
     assert_same_ends(done, one_by_one)
-    assert len(sizes) == 5  # 5 + 5 + 5 + 1 and 4 relaxations
+    assert len(sizes) == 2  # all that wait of a generation go together, five at a time: 16 and 4
 
 
 def starts(struck):
@@ -391,8 +391,7 @@ def test_ctrl_c_in_a_batch_keeps_what_is_finished(tmp_path, one_by_one):
     with pytest.raises(KeyboardInterrupt):
         interrupted.run(trials=20)
     assert not [thread.name for thread in threading.enumerate() if "task" in thread.name]
-    assert 0 < interrupted.trials < 20
-    assert interrupted.trials % 3 == 0
+    assert 0 < interrupted.trials < 20  # of the one job of the first sixteen, those that had ended
     again = search(batch=4, database=tmp_path / "x.db")  # another size of batches is no other search
     again.run(trials=20)
     assert_same_ends(again, one_by_one)
@@ -402,7 +401,7 @@ def test_ctrl_c_in_a_batch_keeps_what_is_finished(tmp_path, one_by_one):
     ("calculator", "batch", "words"),
     [
         ("emt", 4, r"The calculator 'emt' takes no batches: leave out batch \(--batch\), or take chgnet or another"),
-        (Argon, 0, "A batch has at least one structure, not 0"),
+        (Argon, 0, "A batch is a whole number of structures, at least one, not 0"),
     ],
 )
 def test_refusals_are_one_sentence(calculator, batch, words):

@@ -1,15 +1,20 @@
 """Generations: what a search finds depends neither on interruptions nor on the number of workers."""
 
+import random
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import molecule
 from ase.calculators.lj import LennardJones
-from conftest import GaussianScore
+from conftest import GaussianScore, Harmonic
 
 from ase_gss import GenerativeRSS
+from ase_gss.coupling import Diffusion
 from ase_gss.driver import SearchError
 from ase_gss.errors import InputError
 from ase_gss.schedule import Schedule
@@ -175,3 +180,35 @@ def test_a_regime_by_name_is_the_only_one(regime):
 def test_wrong_input_is_one_sentence(wrong, words):
     with pytest.raises(InputError, match=words):
         search(**wrong)
+
+
+class Delaying(ThreadPoolExecutor):
+    """Gives answers back after a random time."""
+
+    def submit(self, function, *arguments):
+        def later(*arguments):
+            answer = function(*arguments)
+            time.sleep(random.uniform(0, 0.03))
+            return answer
+
+        return super().submit(later, *arguments)
+
+
+def test_when_a_search_dries_up_does_not_depend_on_timing():
+    places = molecule("H2O").positions
+    keywords = {"score": GaussianScore(places, spread=0.02), "coupling": Diffusion(), "starts": [molecule("H2O")]}
+    counts = set()
+    for _ in range(3):
+        with Delaying(4) as executor:
+            search = GenerativeRSS("H2O", still_water, executor=executor, workers=4, **keywords)
+            search.run(max_calls=10**6)
+        assert search.dried_up
+        counts.add(search.trials)
+    search = GenerativeRSS("H2O", still_water, **keywords)
+    search.run(max_calls=10**6)
+    assert counts == {search.trials}
+
+
+def still_water():
+    """A spring at each place of water."""
+    return Harmonic(molecule("H2O").positions)

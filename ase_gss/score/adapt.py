@@ -13,6 +13,8 @@ from ase_gss.score.model import Score
 
 #: Of a short training: steps, structures in each, step size. So short that it generalises and does not recite.
 STEPS, BATCH_SIZE, LEARNING_RATE = 300, 32, 3e-4
+#: Pairs of atoms in a step: of large molecules it has fewer structures, so that a lesson does not take many minutes.
+MOST_PAIRS = 4000
 #: Å; the noise levels at which a schedule asks for the score.
 SIGMA_RANGE = (0.02, 4.0)
 
@@ -34,15 +36,16 @@ def adapted(score: Score, minima: Sequence[Atoms], seed: int) -> Score:
         Same score, minima and seed: same result.
     """
     structures = Structures.from_arrays((atoms.numbers, atoms.positions) for atoms in minima)
-    rng, denoiser = np.random.default_rng(seed), deepcopy(score.denoiser)
+    rng, denoiser = np.random.default_rng(seed), deepcopy(score.denoiser).requires_grad_(True)
+    size = int(np.clip(MOST_PAIRS // len(minima[0]) ** 2, 2, BATCH_SIZE))
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=LEARNING_RATE)
     # Not as in training: there elements are blurred, so that others can be searched; here they are what they are.
     denoiser.train()
     denoiser.network.element.jitter = 0.0
     with torch.enable_grad():
         for _ in range(STEPS):
-            which = rng.integers(len(structures), size=BATCH_SIZE)
-            batch = add_noise(structures, which, sample_sigma(rng, BATCH_SIZE, *SIGMA_RANGE), rng, context=0.0)
+            which = rng.integers(len(structures), size=size)
+            batch = add_noise(structures, which, sample_sigma(rng, size, *SIGMA_RANGE), rng, context=0.0)
             loss = denoising_loss(denoiser, {key: value.to(score.device) for key, value in batch.items()})
             optimizer.zero_grad()
             loss.backward()
