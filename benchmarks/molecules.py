@@ -513,7 +513,8 @@ def ratio_at(
 ) -> Ratio | None:
     """Calls that they need for what we have after `calls`, over `calls`.
 
-    None where we have not got so far, have met fewer than `ENOUGH`, or they have no runs.
+    Of our runs those count that have got so far. None where there are none, where they have met fewer than `ENOUGH`, or
+    where the others have no runs.
 
     Parameters
     ----------
@@ -524,7 +525,8 @@ def ratio_at(
     resamples : int
         Of the seeds of both, for the standard error; those in which they do not get there count with their limit.
     """
-    if not theirs or not ours or min(our_limits) < calls:
+    ours = [marks for marks, limit in zip(ours, our_limits, strict=True) if limit >= calls]
+    if not theirs or not ours:
         return None
 
     def needed(our_marks: Sequence[np.ndarray], their_marks: Sequence[np.ndarray], limits: Sequence[float]) -> float:
