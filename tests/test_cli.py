@@ -138,11 +138,15 @@ def kill_and_resume(tmp_path, kills, trials):
     """Kill the search at random moments and check each time that nothing finished is lost."""
     path, rng = tmp_path / "killed.db", random.Random(0)
     kept = set()
-    for _ in range(kills):
-        process = subprocess.Popen(command(path, trials), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def wait_until_under_way(process):
         before = time.monotonic()
         while len(trials_in(path)) <= len(kept) and process.poll() is None and time.monotonic() - before < 60:
-            time.sleep(0.05)  # the search is under way, its imports are done
+            time.sleep(0.05)  # its imports are done then
+
+    for _ in range(kills):
+        process = subprocess.Popen(command(path, trials), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until_under_way(process)
         time.sleep(rng.uniform(0, 1.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -152,7 +156,8 @@ def kill_and_resume(tmp_path, kills, trials):
         kept = set(done)
     # Ctrl-C, a signal that a program may answer, ends with the table.
     process = subprocess.Popen(command(path, 10**6), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    time.sleep(8)
+    wait_until_under_way(process)  # a machine under load may take long to import
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
