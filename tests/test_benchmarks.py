@@ -82,7 +82,9 @@ def test_ratio_of_calls():
     bound = molecules.ratio_at(ours, [200, 200], theirs, [1000, 1000], 200)
     assert str(bound) == ">5.0"
     assert molecules.ratio_at(ours, [200, 200], theirs, [2000, 2000], 90) is None  # fewer than ten
-    assert molecules.ratio_at(ours, [200, 100], theirs, [2000, 2000], 150) is None  # one has not got there
+    shorter = [ours[0], ours[1][:3]]  # one has not got there: it does not count
+    assert molecules.ratio_at(shorter, [200, 30], theirs, [2000, 2000], 150).value == pytest.approx(10)
+    assert molecules.ratio_at(shorter, [100, 30], theirs, [2000, 2000], 150) is None
     assert molecules.ratio_at(ours, [200, 200], [], [], 150) is None
 
 
