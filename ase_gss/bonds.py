@@ -12,13 +12,11 @@ from ase_gss.errors import InputError
 
 # Shorter than so many sums of covalent radii is no bond. Of all minima of eight compositions the shortest is 0.77 (a
 # triple bond); 0.64 in what GFN2-xTB makes of some squeezed hydrides of silicon, 600 eV too low. Bonds between two
-# transition metals may be that short (0.60 in Cr2); of noble gases, of which
-# toy systems are made, covalent radii say nothing.
+# transition metals may be that short (0.60 in Cr2), and all bonds of toy systems, which have units of their own.
 _LEAST_CONTACT = 0.68
 # Rounds of neighbourhood refinement: an atom's environment reaches this many bonds far.
 _ROUNDS = 4
 _TRANSITION_METALS = [*range(21, 31), *range(39, 49), *range(57, 81), *range(89, 113)]
-_NOBLE_GASES = [2, 10, 18, 36, 54, 86]
 
 
 def bonding_graph(atoms: Atoms, scale: float = 1.25) -> nx.Graph:
@@ -62,14 +60,14 @@ def is_connected(atoms: Atoms) -> bool:
 
 def overlapping(atoms: Atoms) -> str | None:
     """Reason why this is no molecule: atoms on one another, where a calculator may answer nonsense; else None."""
-    metals, noble = np.isin(atoms.numbers, _TRANSITION_METALS), np.isin(atoms.numbers, _NOBLE_GASES)
+    metals = np.isin(atoms.numbers, _TRANSITION_METALS)
     radii = covalent_radii[atoms.numbers]
     ratios = cdist(atoms.positions, atoms.positions) / (radii[:, None] + radii[None])
     ratios[np.diag_indices(len(atoms))] = ratios[metals[:, None] & metals[None]] = np.inf
-    ratios[noble] = ratios[:, noble] = np.inf
-    i, j = np.unravel_index(np.argmin(ratios), ratios.shape)
-    if not ratios[i, j] < _LEAST_CONTACT:
+    nearest = ratios.min(axis=1)
+    if nearest.min() >= _LEAST_CONTACT or nearest.max() < _LEAST_CONTACT:
         return None
+    i, j = np.unravel_index(np.argmin(ratios), ratios.shape)
     return f"{atoms.symbols[i]} and {atoms.symbols[j]} lie on one another, {atoms.get_distance(i, j):.2f} Å apart"
 
 

@@ -112,10 +112,16 @@ def test_fragments_partition_the_atoms(seed, n_atoms):
 
 
 def test_what_lies_on_one_another_is_no_molecule():
-    squeezed = Atoms("SiO", positions=[[0, 0, 0], [1.15, 0, 0]])
-    assert overlapping(squeezed) == "Si and O lie on one another, 1.15 Å apart"
-    for name in ("C2H2", "N2", "CO", "SiO", "H2"):
+    squeezed = molecule("H2CO")
+    squeezed.set_distance(0, 1, 0.8, fix=1)
+    assert overlapping(squeezed).endswith("lie on one another, 0.80 Å apart")
+    # Methoxysilane as GFN2-xTB collapses it.
+    places = [[-0.25, 0.08, 0.09], [0.14, 0.36, 1.14], [-0.66, -0.21, -0.99], [-0.27, -0.8, 0.82], [-0.23, 0.97, -0.59]]
+    places += [[-1.4, -0.04, 0.1], [0.91, 0.21, 0.11], [-0.02, -0.99, -0.15], [-0.48, 1.16, 0.38]]
+    assert "Si" in overlapping(Atoms("SiOCH6", positions=places))
+    for name in ("C2H2", "N2", "CO", "SiO", "H2", "CH3CH2OH"):
         assert overlapping(molecule(name)) is None
     assert overlapping(Atoms("Cr2", positions=[[0, 0, 0], [1.68, 0, 0]])) is None
-    assert overlapping(Atoms("Ar2", positions=[[0, 0, 0], [1.12, 0, 0]])) is None  # Lennard-Jones in its own units
+    # Lennard-Jones in its own units.
+    assert overlapping(Atoms("Li3", positions=[[0, 0, 0], [1.12, 0, 0], [2.24, 0, 0]])) is None
     assert overlapping(Atoms("H")) is None

@@ -142,10 +142,12 @@ def harmonic_water():
 
 
 class Gluing(Harmonic):
-    """Draws water's atoms onto one another, as calculators do whose answers have lost all sense."""
+    """Draws an atom of water onto another, as calculators do whose answers have lost all sense."""
 
     def __init__(self):
-        super().__init__(0.4 * molecule("H2O").positions)
+        places = molecule("H2O").positions
+        places[1] = places[0] + 0.4 * (places[1] - places[0])
+        super().__init__(places)
 
 
 def test_what_a_calculator_has_drawn_onto_one_another_is_its_failure_not_a_minimum():
