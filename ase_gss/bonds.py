@@ -40,8 +40,7 @@ def bonding_graph(atoms: Atoms, scale: float = 1.25) -> nx.Graph:
     """
     if atoms.pbc.any():
         raise InputError("A bonding graph needs a molecule, but this structure is periodic: set atoms.pbc = False.")
-    radii = covalent_radii[atoms.numbers]
-    bonded = cdist(atoms.positions, atoms.positions) < scale * (radii[:, None] + radii[None])
+    bonded = _relative_distances(atoms) < scale
     graph = nx.Graph()
     graph.add_nodes_from((k, {"z": int(z)}) for k, z in enumerate(atoms.numbers))
     graph.add_edges_from(np.argwhere(np.triu(bonded, 1)).tolist())
@@ -61,14 +60,19 @@ def is_connected(atoms: Atoms) -> bool:
 def overlapping(atoms: Atoms) -> str | None:
     """Reason why this is no molecule: atoms on one another, where a calculator may answer nonsense; else None."""
     metals = np.isin(atoms.numbers, _TRANSITION_METALS)
-    radii = covalent_radii[atoms.numbers]
-    ratios = cdist(atoms.positions, atoms.positions) / (radii[:, None] + radii[None])
+    ratios = _relative_distances(atoms)
     ratios[np.diag_indices(len(atoms))] = ratios[metals[:, None] & metals[None]] = np.inf
     nearest = ratios.min(axis=1)
     if nearest.min() >= _LEAST_CONTACT or nearest.max() < _LEAST_CONTACT:
         return None
     i, j = np.unravel_index(np.argmin(ratios), ratios.shape)
     return f"{atoms.symbols[i]} and {atoms.symbols[j]} lie on one another, {atoms.get_distance(i, j):.2f} Å apart"
+
+
+def _relative_distances(atoms: Atoms) -> np.ndarray:
+    """Distances (N, N) in units of the sums of covalent radii."""
+    radii = covalent_radii[atoms.numbers]
+    return cdist(atoms.positions, atoms.positions) / (radii[:, None] + radii[None])
 
 
 def environments(graph: nx.Graph) -> list[str]:

@@ -10,9 +10,8 @@ from ase import Atoms
 
 from ase_gss.archive import Archive, Record
 from ase_gss.found import Found
-from ase_gss.ledger import Familiarity
+from ase_gss.ledger import GENERATION, Familiarity
 from ase_gss.plan import Plan
-from ase_gss.regimes import GENERATION
 from ase_gss.trial import Ended, Need, Trial
 from ase_gss.walk import ScoreFunction
 from ase_gss.workers import Job, Runner, WorkerLost
@@ -218,7 +217,7 @@ class Driver:
     def _adapted(self) -> ScoreFunction | None:
         """The score as the minima of the last lesson have taught it."""
         lesson = self.found.ledger.lesson_minima
-        if self.plan.adapt and lesson != self._lesson:
+        if self.plan.learns and lesson != self._lesson:
             self._lesson = lesson
             self._adapted_score = self.plan.adapted_score([self.archive.atoms_of(number) for number in lesson])
         return self._adapted_score
@@ -262,7 +261,9 @@ class Driver:
             trials = trials[:affordable]
         for trial in trials:
             generation.unsampled.remove(trial.number)
-        return Job("sample", tuple(trials), adapted=generation.adapted)
+        # A network travels only with those that take it.
+        adapted = generation.adapted if any(trial.learned for trial in trials) else None
+        return Job("sample", tuple(trials), adapted=adapted)
 
     def _expected(self) -> float:
         """Force calls of a trial that costs any, by experience."""

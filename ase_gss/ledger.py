@@ -111,7 +111,7 @@ class Ledger:
         self._later: list[Entry] = []
         self.idle_generations, self._generation, self._spent_in_generation = 0, 0, 0
         # It depends on the trials alone, not on when it is asked for: so a search that was interrupted learns the same.
-        self.lesson, self._next_lesson, self._spent = 0, FIRST_LESSON, 0
+        self.lesson, self._next_lesson = 0, FIRST_LESSON
         self.lesson_minima: list[int] = []
 
     def enter(self, entry: Entry) -> None:
@@ -146,9 +146,9 @@ class Ledger:
                 self._only_of_bonds[entry.bonds].add(entry.minimum)
             elif (only := self._only.pop(entry.minimum, None)) is not None:
                 self._only_of_bonds[only.bonds].discard(entry.minimum)
-        self._spent += entry.force_calls
-        if self._spent >= self._next_lesson and self._minima:
-            self.lesson, self._next_lesson = entry.number + 1, int(MORE * self._spent)
+        spent = sum(self.force_calls.values())
+        if spent >= self._next_lesson and self._minima:
+            self.lesson, self._next_lesson = entry.number + 1, int(MORE * spent)
             self.lesson_minima = sorted(self.known_minima())
 
     def known_minima(self) -> list[int]:

@@ -56,7 +56,6 @@ class Memory:
         self._comparison = replace(comparison, energy_tolerance=inf)
         self._nearest = Nearest(self._comparison)
         self._first: Nearest | None = None
-        self._n_first = 0
         # What tells two hands apart is too much to send along with every relaxation.
         if isinstance(comparison, Comparison) and comparison.mirror_images_are_one:
             self._first = Nearest(replace(self._comparison, distance_tolerance=ON_THE_WAY))
@@ -68,8 +67,7 @@ class Memory:
     def remember_described(self, end: "Fingerprint | CrystalFingerprint", trial: int) -> None:
         """Keep the end of a trial that the search's comparison has described already."""
         self._nearest.add(trial, end)
-        if self._first is not None and self._n_first < FIRST_ENDS:
-            self._n_first += 1
+        if self._first is not None and len(self._first) < FIRST_ENDS:
             self._first.add(trial, end)
 
     def first_ends(self, before: int) -> KnownEnds | None:

@@ -37,6 +37,9 @@ class Nearest:
         self._tables: dict[str, _Table] = {}
         self._places: dict[int, int] = {}  # in the tables
 
+    def __len__(self) -> int:
+        return len(self._fingerprints)
+
     def add(self, label: int, fingerprint: "AnyFingerprint") -> None:
         """Add one; its label is a number of its own."""
         self._fingerprints[label] = fingerprint

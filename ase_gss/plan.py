@@ -13,8 +13,8 @@ from ase_gss.composition import same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator
-from ase_gss.ledger import Ledger
-from ase_gss.regimes import ADAPTIVE, GENERATION, KNOWN, NOISE, RANDOM, Regime, choose
+from ase_gss.ledger import GENERATION, Ledger
+from ase_gss.regimes import ADAPTIVE, KNOWN, NOISE, RANDOM, Regime, choose
 from ase_gss.relax import optimizer_class
 from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
 from ase_gss.symmetry import Symmetry
@@ -45,8 +45,6 @@ class Plan:
         Largest force (eV/Å) of a minimum, and optimizer steps after which a trial is given up.
     charge, multiplicity, seed : int
         As for `GenerativeRSS`.
-    adapt : bool
-        There are regimes whose score learns from what has been found.
     batch : int
         Structures that go through the calculator in one call.
     """
@@ -64,7 +62,6 @@ class Plan:
     charge: int
     multiplicity: int
     seed: int
-    adapt: bool = False
     batch: int = 1
 
     @classmethod
@@ -85,8 +82,8 @@ class Plan:
         charge: int,
         multiplicity: int | None,
         seed: int,
-        adapt: bool | None = None,
-        batch: int = 1,
+        adapt: bool | None,
+        batch: int,
     ) -> "Plan":
         """The plan for this input, as given to `GenerativeRSS`.
 
@@ -122,8 +119,8 @@ class Plan:
             raise InputError(
                 "Only an adaptive search for molecules can learn, with a score from a model file: leave out adapt."
             )
-        adapt = can_adapt if adapt is None else adapt
-        regimes = tuple(each for each in regimes if adapt or not each.learned)
+        if not can_adapt or adapt is False:
+            regimes = tuple(each for each in regimes if not each.learned)
         return cls(
             system=system,
             new_calculator=new_calculator,
@@ -138,9 +135,13 @@ class Plan:
             charge=charge,
             multiplicity=multiplicity,
             seed=int(seed),
-            adapt=adapt,
             batch=batch,
         )
+
+    @property
+    def learns(self) -> bool:
+        """There are regimes whose score learns from what has been found."""
+        return any(regime.learned for regime in self.regimes)
 
     def settings(self) -> dict[str, Any]:
         """What is written into the database."""
@@ -155,7 +156,7 @@ class Plan:
             "coupling": ADAPTIVE if single is None else single.described(),
             "regime": next((each.name for each in self.system.family if each == single), None),
             "score": str(getattr(self.score, "name", None)),
-            **({"adapt": True} if self.adapt else {}),
+            **({"adapt": True} if self.learns else {}),
             **self.system.settings(),
             "n_steps": max(each.schedule.n_steps for each in self.regimes),
             "own_starts": 0 if self.starts is None else len(self.starts),
@@ -183,7 +184,7 @@ class Plan:
         """
         # A stream of its own, next to those of the trials.
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, 0)))
-        chosen = choose(self.regimes, ledger, GENERATION, rng, learned=self.adapt and ledger.lesson > 0)
+        chosen = choose(self.regimes, ledger, GENERATION, rng)
         known = ledger.known_minima()
         return [self.begin(number, chosen[number % GENERATION], known, end_of) for number in numbers]
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ase_gss.coupling import Coupling
-from ase_gss.ledger import GENERATION, Ledger
+from ase_gss.ledger import Ledger
 from ase_gss.schedule import NoiseSchedule
-
-__all__ = ["ADAPTIVE", "EXPLORING", "GENERATION", "KNOWN", "NOISE", "RANDOM", "SAMPLING", "Regime", "choose"]
 
 #: The search that chooses among a family of regimes.
 ADAPTIVE = "adaptive"
@@ -66,9 +64,7 @@ class Regime:
         return self.coupling.todict() if hasattr(self.coupling, "todict") else type(self.coupling).__name__
 
 
-def choose(
-    regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Generator, learned: bool = False
-) -> list[Regime]:
+def choose(regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Generator) -> list[Regime]:
     """Regimes for the next n trials: each goes to the highest of rates drawn at random (Thompson sampling).
 
     What is sought are new minima per force call. Of a regime with f1 only hits for C force calls this rate has about a
@@ -78,18 +74,16 @@ def choose(
     Parameters
     ----------
     regimes : sequence of Regime
-        To choose from; those that start from known minima only where there are any, and those that need an adapted
-        score only where there is one.
+        To choose from; those that start from known minima only where there are any, and those whose score learns only
+        after a lesson.
     ledger : Ledger
         What they have cost and found.
     n : int
         Number of trials.
     rng : numpy.random.Generator
         Source of all randomness.
-    learned : bool
-        There is an adapted score.
     """
-    usable = [regime for regime in regimes if learned or not regime.learned]
+    usable = [regime for regime in regimes if ledger.lesson or not regime.learned]
     usable = [regime for regime in usable if regime.start != KNOWN or ledger.known_minima()] or usable
     only = ledger.only_hits()
     once = np.array([only.get(regime.name, 0) for regime in usable])

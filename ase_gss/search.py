@@ -82,8 +82,9 @@ class GenerativeRSS:
     fragments : bool
         Keep ends that are not in one piece.
     recognise : bool
-        End a sampled structure without a force call where it looks like a minimum of an earlier generation; it counts
-        as a hit.
+        End a sampled structure without a force call where it looks like a minimum of an earlier generation, and a
+        molecule's relaxation where it comes close to one; that counts as a hit. Leave molecules, too, whose bonds
+        promise nothing new. What is in pieces is given up in any case.
     mirror_images_are_one : bool
         Count a structure and its mirror image once.
     refine : bool

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ase_gss.allocation import keep_large_blocks
 from ase_gss.errors import InputError
 from ase_gss.score.crystal_denoiser import CrystalDenoiser, periodic_pairs
 from ase_gss.score.denoiser import Denoiser
@@ -38,12 +39,6 @@ def save_model(denoiser: Denoiser | CrystalDenoiser, network: dict, card: dict, 
     os.replace(unfinished, path)
 
 
-def _keep_freed_memory() -> None:
-    # The C library gives large freed blocks back to the system, and fetching them again costs as much as the
-    # arithmetic. Having freed one of this size it keeps all smaller ones (glibc's dynamic threshold).
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
 class Score:
     """A learned score, grad log p_sigma(x), for batches of different structures.
 
@@ -68,7 +63,7 @@ class Score:
         self.denoiser = denoiser.to(device).eval()
         self.name, self.card, self.device = name, card or {}, device
         self.calls = 0
-        _keep_freed_memory()
+        keep_large_blocks()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy in another process needs: about 1 MB, no file, and weights that load without the device."""
@@ -79,7 +74,7 @@ class Score:
         """Take up this state; the weights go to the device."""
         self.__dict__.update(state)
         self.denoiser = self.denoiser.to(self.device).eval()
-        _keep_freed_memory()
+        keep_large_blocks()
 
     def __call__(
         self, numbers: np.ndarray, positions: np.ndarray, sigma: np.ndarray, structure: np.ndarray
