@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from ase_gss.errors import InputError
 from ase_gss.jobs import Job, Runner, WorkerLost, WorkersError, packed, perform, unpacked
 from ase_gss.plan import Plan
-from ase_gss.trial import Trial
 
 #: s in which a scheduler has to answer.
 _CONNECTION_LIMIT = 10
@@ -58,6 +57,7 @@ class ForeignExecutor(Runner):
         self.slots = slots
         self._executor = executor
         self._plans = {stage: packed(plan, stage) for stage in ("sample", "relax")}
+        self._plans["learn"] = self._plans["sample"]
         self._digests = {stage: hashlib.sha256(sent).hexdigest() for stage, sent in self._plans.items()}
         self._waiting: set[Future] = set()
         self._all_done = threading.Condition()
@@ -161,7 +161,7 @@ def connect_scheduler(address: str) -> Executor:
 _kept = threading.local()
 
 
-def _perform(digest: str, plan: bytes, message: bytes) -> tuple[Trial, ...]:
+def _perform(digest: str, plan: bytes, message: bytes) -> Any:
     """Do a job at the other end. Plans are kept by the thread: two must not share a calculator."""
     plans = _kept.__dict__.setdefault("plans", {})
     if digest not in plans:

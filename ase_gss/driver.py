@@ -9,11 +9,13 @@ from itertools import count
 from ase import Atoms
 
 from ase_gss.archive import Archive, Record
+from ase_gss.budget import Expectation
+from ase_gss.failures import Failures, SearchError
 from ase_gss.found import Found
 from ase_gss.ledger import GENERATION, Familiarity
+from ase_gss.lesson import Lesson
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
-from ase_gss.walk import ScoreFunction
 from ase_gss.workers import Job, Runner, WorkerLost
 
 #: Generation m knows what the generations up to m - LAG have found and nothing else: then a trial depends neither on
@@ -25,14 +27,6 @@ WRITE_INTERVAL = 0.5
 HEARTBEAT = 60.0
 #: So many generations without a force call mean that this search meets nothing new.
 IDLE_GENERATIONS = 20
-#: Force calls that a trial is expected to need before one has been seen.
-EXPECTED_CALLS = 40
-#: The share of failed trials means something from so many on.
-ENOUGH_TRIALS = 20
-
-
-class SearchError(RuntimeError):
-    """The search cannot go on; the message says why."""
 
 
 @dataclass
@@ -51,8 +45,8 @@ class Generation:
         Numbers of those that wait for the hand-off.
     familiarity : Familiarity
         What this generation knows of bonding graphs.
-    adapted : callable, optional
-        The score that has learned what it may know.
+    lesson : Lesson, optional
+        Without which some of its trials cannot be sampled.
     alone : set of int
         Numbers of those whose next job is to have no other trial, because one of them has cost a worker.
     """
@@ -62,8 +56,13 @@ class Generation:
     unsampled: list[int]
     ready: list[int]
     familiarity: Familiarity
-    adapted: ScoreFunction | None = None
+    lesson: Lesson | None = None
     alone: set[int] = field(default_factory=set)
+
+    @property
+    def may_be_sampled(self) -> bool:
+        """There are trials to sample, and what they need has been learned."""
+        return bool(self.unsampled) and (self.lesson is None or self.lesson.score is not None)
 
 
 class Driver:
@@ -100,7 +99,7 @@ class Driver:
         written: Callable[[int], None],
     ) -> None:
         self.plan, self.archive, self.crew = plan, archive, crew
-        self.recognise, self.failure_limit = recognise, failure_limit
+        self.recognise = recognise
         self.stopping = False
         self._written = written
         self._open: list[Generation] = []
@@ -112,12 +111,9 @@ class Driver:
         self._waiting: dict[int, tuple[Record, Atoms | None]] = {}
         self._wait(record for record in archive.records if record.number > gap)
         self._last_write = self._last_heartbeat = time.monotonic()
-        self._judged = self._failed = 0
-        self._spenders = self._spent_by_them = 0
-        self._count_spent(archive.records)
-        self._last_failure = ""
-        self._lesson: list[int] = []
-        self._adapted_score: ScoreFunction | None = None
+        self._failures, self._expected = Failures(failure_limit), Expectation()
+        self._expected.learn(archive.records)
+        self._lesson: Lesson | None = None
 
     @property
     def dried_up(self) -> bool:
@@ -167,7 +163,7 @@ class Driver:
         before = self.archive.totals["trials"]
         try:
             written = self.archive.append(finished)
-            self._count_spent(written)
+            self._expected.learn(written)
             self._wait(written)
         except BaseException:
             self._finished = finished + self._finished
@@ -211,29 +207,35 @@ class Driver:
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
-            self._open.append(Generation(index, by_number, unsampled, ready, familiarity, self._adapted()))
+            lesson = self._last_lesson() if any(trial.learned for trial in begun) else None
+            self._open.append(Generation(index, by_number, unsampled, ready, familiarity, lesson))
             self._open.sort(key=lambda generation: generation.index)
 
-    def _adapted(self) -> ScoreFunction | None:
-        """The score as the minima of the last lesson have taught it."""
-        lesson = self.found.ledger.lesson_minima
-        if self.plan.learns and lesson != self._lesson:
-            self._lesson = lesson
-            self._adapted_score = self.plan.adapted_score([self.archive.atoms_of(number) for number in lesson])
-        return self._adapted_score
+    def _last_lesson(self) -> Lesson:
+        """The last lesson as of now: a new one, or the one that has begun."""
+        number = self.found.ledger.lesson
+        if self._lesson is None or self._lesson.number != number:
+            self._lesson = Lesson(number, [self.archive.atoms_of(each) for each in self.found.ledger.lesson_minima])
+        return self._lesson
 
     def _next_job(self, max_calls: int | None) -> Job | None:
-        """What is to be done next: hand-offs in their order, and sampling before they run out."""
+        """What is to be done next: lessons, hand-offs in their order, and sampling before they run out."""
         if self.stopping or self._spent(max_calls):
             return None
-        left = None if max_calls is None else max_calls - self.force_calls - self._expected_flying()
+        left = (
+            None if max_calls is None else max_calls - self.force_calls - self._expected.of_jobs(self._flying.values())
+        )
         if left is not None and left <= 0 and self._flying:
             return None
+        for generation in self._open:  # their trials wait for it
+            if generation.lesson is not None and (part := generation.lesson.next_part()) is not None:
+                return Job("learn", (), part=part)
         n_ready = sum(len(generation.ready) for generation in self._open)
         if n_ready < self.crew.slots:
             for generation in self._open:
-                if generation.unsampled:
-                    return self._sampling_job(generation, left if left is None else left - self._expected_ready())
+                if generation.may_be_sampled:
+                    spoken_for = self._expected.of_trial * n_ready
+                    return self._sampling_job(generation, left if left is None else left - spoken_for)
         for generation in self._open:
             if generation.ready:
                 return self._relaxation_job(generation, left)
@@ -241,7 +243,7 @@ class Driver:
 
     def _relaxation_job(self, generation: Generation, left: int | None) -> Job:
         """The next hand-off; with batches all that wait, as far as the budget (force calls) is good for them."""
-        size = len(generation.ready) if left is None else max(1, int(left / self._expected()))
+        size = len(generation.ready) if left is None else self._expected.affordable(left)
         if self.plan.batch == 1 or generation.ready[0] in generation.alone:
             size = 1
         # Those that are to be alone come first or later, each in its turn, but not with others.
@@ -257,38 +259,22 @@ class Driver:
         trials = [generation.trials[number] for number in alone or generation.unsampled]
         sampling = max(trial.walk.sampling_force_calls for trial in trials)
         if sampling and left is not None:
-            affordable = max(1, int(left / max(self._expected(), sampling + 1)))
-            trials = trials[:affordable]
+            trials = trials[: self._expected.affordable(left, sampling)]
         for trial in trials:
             generation.unsampled.remove(trial.number)
         # A network travels only with those that take it.
-        adapted = generation.adapted if any(trial.learned for trial in trials) else None
+        adapted = generation.lesson.score if any(trial.learned for trial in trials) else None
         return Job("sample", tuple(trials), adapted=adapted)
-
-    def _expected(self) -> float:
-        """Force calls of a trial that costs any, by experience."""
-        return self._spent_by_them / self._spenders if self._spenders else EXPECTED_CALLS
-
-    def _count_spent(self, records: Iterable[Record]) -> None:
-        for record in records:
-            if record.force_calls:
-                self._spenders += 1
-                self._spent_by_them += record.force_calls
-
-    def _expected_flying(self) -> float:
-        """Force calls of the jobs under way."""
-        return self._expected() * sum(_costs(job, trial) for job in self._flying.values() for trial in job.trials)
-
-    def _expected_ready(self) -> float:
-        """Force calls of the hand-offs that wait."""
-        return self._expected() * sum(len(generation.ready) for generation in self._open)
 
     def _collect(self) -> None:
         """Take what the crew has done."""
         patience = WRITE_INTERVAL if self._finished else HEARTBEAT
         done, _ = wait(self._flying, timeout=patience, return_when=FIRST_COMPLETED)
-        for future in sorted(done, key=lambda future: self._flying[future].trials[0].number):
+        for future in sorted(done, key=lambda future: self._flying[future].first):
             job = self._flying.pop(future)
+            if job.stage == "learn":
+                self._take_back_part(job, future)
+                continue
             try:
                 trials = future.result()
             except WorkerLost as lost:
@@ -303,7 +289,18 @@ class Driver:
             self.archive.heartbeat()
             self._last_heartbeat = now
         self._close_generations()
-        self._judge_failures()
+        self._failures.check()
+
+    def _take_back_part(self, job: Job, future: Future) -> None:
+        """A part of a lesson comes back from the crew."""
+        lesson = next(each.lesson for each in self._open if each.lesson and each.lesson.number == job.part.lesson)
+        try:
+            lesson.take_back(job.part, future.result())
+        except WorkerLost as lost:
+            if not lesson.lose(job.part):
+                raise SearchError(
+                    f"The score cannot learn from what was found, for {lost}: search without adapt."
+                ) from lost
 
     def _take_back(self, trial: Trial, job: Job) -> None:
         """A trial comes back from the crew."""
@@ -315,7 +312,7 @@ class Driver:
         if trial.needs is Need.NOTHING:
             del generation.trials[trial.number]
             self._finished.append(trial)
-            self._judge(trial)
+            self._failures.count(trial)
         elif trial.needs is Need.RELAXATION:
             generation.ready.append(trial.number)
             generation.ready.sort()
@@ -348,22 +345,6 @@ class Driver:
                 self._generation_of(trial.number).alone.add(trial.number)
             trials.append(trial)
         return trials
-
-    def _judge(self, trial: Trial) -> None:
-        """Count the trials that the calculator or a lost cell has ended."""
-        if trial.ended in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET):
-            return
-        self._judged += 1
-        if trial.ended in (Ended.CALCULATOR, Ended.CELL):
-            self._failed += 1
-            self._last_failure = f"{trial.ended}: {trial.reason}"
-
-    def _judge_failures(self) -> None:
-        if self._judged >= ENOUGH_TRIALS and self._failed > self.failure_limit * self._judged:
-            raise SearchError(
-                f"{self._failed} of {self._judged} trials have failed, more than the limit of "
-                f"{self.failure_limit:.0%}, the last so: {self._last_failure}"
-            )
 
     def _close_generations(self) -> None:
         """Let go of the generations that are complete."""
@@ -398,10 +379,6 @@ class Driver:
 
     def _spent(self, max_calls: int | None) -> bool:
         return max_calls is not None and self.force_calls >= max_calls
-
-
-def _costs(job: Job, trial: Trial) -> bool:
-    return job.stage == "relax" or trial.walk.sampling_force_calls > 0
 
 
 def _known_before(index: int) -> int:

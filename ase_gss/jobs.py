@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from ase_gss.errors import InputError
+from ase_gss.lesson import Part
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.stages import relax, sample
@@ -19,25 +20,33 @@ _WORDS = {"new_calculator": "calculator"}
 
 @dataclass(frozen=True)
 class Job:
-    """A stage of some trials. Plain data: it pickles.
+    """A stage of some trials, or a part of a lesson. Plain data: it pickles.
 
     Attributes
     ----------
     stage : str
         "sample" for trials that go through the sampler in step with one another, "relax" for the hand-off of one
-        trial, or of several whose structures go through the calculator in batches.
+        trial, or of several whose structures go through the calculator in batches, "learn" for a part of a lesson.
     trials : tuple of Trial
-        As they are before it.
+        As they are before it; none for a lesson.
     known : KnownEnds, optional
         Ends that a relaxation may be recognised to head for.
     adapted : callable, optional
         Score of the trials that take one that has learned.
+    part : Part, optional
+        Of a lesson.
     """
 
     stage: str
     trials: tuple[Trial, ...]
     known: KnownEnds | None = None
     adapted: ScoreFunction | None = None
+    part: Part | None = None
+
+    @property
+    def first(self) -> int:
+        """Number of its first trial; -1 for a lesson, which goes before all trials."""
+        return self.trials[0].number if self.trials else -1
 
 
 class WorkerLost(Exception):
@@ -70,8 +79,10 @@ class WorkersError(RuntimeError):
     """The workers as a whole cannot go on; the message says why."""
 
 
-def perform(plan: Plan, job: Job) -> tuple[Trial, ...]:
-    """Take the trials through the stage, and return them changed."""
+def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction:
+    """Take the trials through the stage, and return them changed; of a lesson the score that has learned."""
+    if job.stage == "learn":
+        return plan.learn(job.part)
     if job.stage == "sample":
         sample(job.trials, plan, job.adapted)
     elif job.stage == "relax":
@@ -150,7 +161,7 @@ class Runner:
     slots = 1
 
     def submit(self, job: Job) -> Future:
-        """Take a job. The result of the future are the trials, changed."""
+        """Take a job. The result of the future is that of `perform`."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
 """What has been found already: a sampled structure that looks like a known minimum need not be relaxed."""
 
+import pickle
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
 
@@ -22,20 +24,50 @@ FIRST_ENDS = 300
 class KnownEnds:
     """Ends of earlier trials, to recognise relaxations by that head for them; it pickles.
 
+    It goes to workers with every relaxation: what is sent is made once for the same ends, and taken up once.
+
     Attributes
     ----------
-    nearest : Nearest
+    ends : FirstEnds
         They, by trial number, and perhaps some more.
     below : int
         Only trials with a smaller number count.
     """
 
-    nearest: Nearest
+    ends: "FirstEnds"
     below: int
 
     def recall(self, atoms: Atoms) -> int | None:
         """The trial whose end these atoms are about to come to, None where there is none."""
-        return self.nearest.find(self.nearest.comparison.describe(atoms, 0.0), self.below)
+        nearest = self.ends.nearest
+        return nearest.find(nearest.comparison.describe(atoms, 0.0), self.below)
+
+
+class FirstEnds:
+    """The first `FIRST_ENDS` ends of a search."""
+
+    def __init__(self, comparison: "Comparison") -> None:
+        self.nearest = Nearest(comparison)
+        self._packed: bytes | None = None
+
+    def add(self, trial: int, end: "Fingerprint") -> None:
+        """Take up the end of a trial, where there is room."""
+        if len(self.nearest) < FIRST_ENDS:
+            self.nearest.add(trial, end)
+            self._packed = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._packed is None:
+            self._packed = pickle.dumps(self.nearest, pickle.HIGHEST_PROTOCOL)
+        return _unpacked, (self._packed,)
+
+
+@lru_cache(maxsize=4)
+def _unpacked(packed: bytes) -> FirstEnds:
+    """The same object for the same bytes: a worker looks things up in it, and nothing else."""
+    ends = FirstEnds.__new__(FirstEnds)
+    ends.nearest, ends._packed = pickle.loads(packed), packed
+    return ends
 
 
 class Memory:
@@ -55,10 +87,10 @@ class Memory:
     def __init__(self, comparison: "Comparison | CrystalComparison") -> None:
         self._comparison = replace(comparison, energy_tolerance=inf)
         self._nearest = Nearest(self._comparison)
-        self._first: Nearest | None = None
+        self._first: FirstEnds | None = None
         # What tells two hands apart is too much to send along with every relaxation.
         if isinstance(comparison, Comparison) and comparison.mirror_images_are_one:
-            self._first = Nearest(replace(self._comparison, distance_tolerance=ON_THE_WAY))
+            self._first = FirstEnds(replace(self._comparison, distance_tolerance=ON_THE_WAY))
 
     def remember(self, end: Atoms, trial: int) -> None:
         """Keep the end of a trial."""
@@ -67,7 +99,7 @@ class Memory:
     def remember_described(self, end: "Fingerprint | CrystalFingerprint", trial: int) -> None:
         """Keep the end of a trial that the search's comparison has described already."""
         self._nearest.add(trial, end)
-        if self._first is not None and len(self._first) < FIRST_ENDS:
+        if self._first is not None:
             self._first.add(trial, end)
 
     def first_ends(self, before: int) -> KnownEnds | None:

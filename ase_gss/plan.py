@@ -14,6 +14,7 @@ from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator
 from ase_gss.ledger import GENERATION, Ledger
+from ase_gss.lesson import Part
 from ase_gss.regimes import ADAPTIVE, KNOWN, NOISE, RANDOM, Regime, choose
 from ase_gss.relax import optimizer_class
 from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
@@ -164,11 +165,11 @@ class Plan:
             "max_steps": self.max_steps,
         }
 
-    def adapted_score(self, minima: Sequence[Atoms]) -> ScoreFunction:
-        """The score as these minima have taught it."""
-        from ase_gss.score.adapt import adapted  # torch is needed only here
+    def learn(self, part: Part) -> ScoreFunction:
+        """The score as a part of a lesson has taught it."""
+        from ase_gss.score.adapt import adapted_in_part  # torch is needed only here
 
-        return adapted(self.score, minima, self.seed)
+        return adapted_in_part(self.score, part.minima, self.seed, part.number, part.steps)
 
     def begin_generation(self, index: int, numbers: Sequence[int], ledger: Ledger, end_of: Callable) -> list[Trial]:
         """The trials with these numbers, which are all of generation `index` or what is left of it.

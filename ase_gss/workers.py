@@ -113,15 +113,15 @@ class WorkerPool(Runner):
     def submit(self, job: Job) -> Future:
         """Take a job.
 
-        The future has the trials, changed; the job's own stay as they are. It raises what the job raises, `WorkerLost`
-        where the worker died, hung or ran out of time, and `WorkersError` where no worker can be had.
+        The future has what `perform` returns; the job's own trials stay as they are. It raises what the job raises,
+        `WorkerLost` where the worker died, hung or ran out of time, and `WorkersError` where no worker can be had.
         """
         if not self._open:
             raise WorkersError("The workers have been closed: make new ones.")
         if len(job.trials) > MAX_TRIALS:
             raise ValueError(f"A job may have {MAX_TRIALS} trials, not {len(job.trials)}.")
         number, future = next(self._numbers), Future()
-        limit = None if self._trial_limit is None else self._trial_limit * len(job.trials)
+        limit = None if self._trial_limit is None or not job.trials else self._trial_limit * len(job.trials)
         message = pickle.dumps((number, job), pickle.HIGHEST_PROTOCOL)
         self._orders.put(_Order(number, message, job.stage, [trial.number for trial in job.trials], limit, future))
         return future

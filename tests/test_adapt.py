@@ -1,5 +1,6 @@
 """A score that learns from the minima that a search finds."""
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +18,11 @@ from ase_gss.errors import InputError
 from ase_gss.ledger import Entry, Ledger
 from ase_gss.schedule import Schedule
 from ase_gss.score import adapt, load_score
+from ase_gss.search import SearchError
 from ase_gss.stages import sample
 from ase_gss.systems import Molecule
 from ase_gss.trial import Trial
+from ase_gss.workers import InProcess, WorkerLost
 
 #: A carbene that the shipped score hardly ever samples: hydroxymethylene, HCOH.
 CARBENE = Atoms("COH2", positions=[[0, 0, 0], [1.31, 0, 0], [-0.22, 1.09, 0], [1.62, -0.91, 0]])
@@ -137,3 +140,35 @@ def test_what_was_made_without_learning_says_how_it_goes_on(tmp_path):
     GenerativeRSS("CH2O", "emt", adapt=False, database=database).run(trials=2)
     with pytest.raises(InputError, match="add --no-adapt"):
         GenerativeRSS("CH2O", "emt", database=database)
+
+
+class Forgetful(InProcess):
+    """Loses so many parts of lessons."""
+
+    def __init__(self, plan, losses):
+        super().__init__(plan)
+        self.losses = losses
+
+    def submit(self, job):
+        if job.stage != "learn" or not self.losses:
+            return super().submit(job)
+        self.losses -= 1
+        future = Future()
+        future.set_exception(WorkerLost("its worker died by signal 9 (killed)"))
+        return future
+
+
+def test_a_lesson_that_is_lost_is_given_again(quick, monkeypatch):
+    whole = GenerativeRSS("CH2O", "emt", seed=3)
+    whole.run(trials=96)
+    losing = GenerativeRSS("CH2O", "emt", seed=3)
+    monkeypatch.setattr(losing, "_crew", lambda: Forgetful(losing.plan, 2))
+    losing.run(trials=96)
+    assert books(losing) == books(whole)
+
+
+def test_where_no_lesson_can_be_given_the_search_says_so(quick, monkeypatch):
+    search = GenerativeRSS("CH2O", "emt", seed=3)
+    monkeypatch.setattr(search, "_crew", lambda: Forgetful(search.plan, 10**6))
+    with pytest.raises(SearchError, match=r"its worker died by signal 9 .killed.: search without adapt"):
+        search.run(trials=96)
