@@ -3,33 +3,56 @@
 For molecules, surfaces and crystals, with a cell that moves or without.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
 from ase.filters import Filter, FrechetCellFilter
-from ase.neighborlist import neighbor_list
 from ase.optimize import BFGS
 from ase.optimize.bfgs import BFGSMethod
-from scipy.linalg import expm_frechet, logm
 
-# The model Hessian: force constants in eV/Å² and eV (per rad²), those of Lindh et al. in their units (0.45, 0.15 and
-# 0.005 atomic units); what is added to all of it; how fast a bond fades, exp(_FADING (1 - (d / sum of radii)²)), how
-# many sums of radii it reaches, and how weak a bend or torsion is left out.
-_STRETCH, _BEND, _TORSION, _FLOOR = 43.7, 4.08, 0.136, 1.0
-_FADING, _REACH, _LEAST = 2.0, 2.1, 0.3
-# In a crystal, bonds are softer the more of them an atom has (beyond so many) and the larger its atoms are (larger than
-# carbon); what is added for the cell, in eV/Å3.
-_BONDS, _BOND_LENGTH, _CELL_FLOOR = 4.0, 1.52, 0.03
+from ase_gss.model_hessian import filter_derivatives, model_hessian
+
+#: Å; steps taken within this distance of where the atoms are now say what the Hessian is here.
+_NEAR = 0.2
+#: Sine of the angle between a step and those after it from which on it says something that they do not.
+_LEAST_NEW = 0.3
+#: eV/Å2; curvatures along steps are at least so large.
+_LEAST_CURVATURE = 0.01
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was taken, in the optimizer's coordinates.
+
+    Its middle (3N,), its direction (3N,), and per Å of it how the gradient changed (3N,) and how it should have by the
+    model (3N,).
+    """
+
+    middle: np.ndarray
+    direction: np.ndarray
+    change: np.ndarray
+    expected: np.ndarray
+
+    def change_at(self, model: np.ndarray) -> np.ndarray:
+        """How the gradient would change along the same direction where the model (3N, 3N) is another.
+
+        As far as the model was right it is followed: where it is far too stiff, its own changes mean little.
+        """
+        trust = np.clip(self.expected @ self.change / (self.expected @ self.expected), 0.0, 1.0)
+        return self.change + trust * (model @ self.direction - self.expected)
 
 
 class ModelBFGS(BFGS):
-    """BFGS on a model Hessian: less than half the calls of BFGS for molecules, a seventh to two thirds for crystals.
+    """BFGS on a model Hessian: a third of the calls of BFGS for molecules, a seventh to two thirds for crystals.
 
-    The Hessian is made anew in every step: the model at the present positions, updated with the last few steps. So it
-    follows bonds that form, break and turn, which an initial Hessian does not. A step longer than `maxstep` is replaced
-    by the best one within it (the eigenvalues shifted up), not just shortened: stiff bonds come right first.
+    The Hessian is made anew in every step: the model at the present positions, so that it follows bonds that form,
+    break and turn, which an initial Hessian does not; and what the last steps have shown to be different from the
+    model, as far as they were taken nearby. They count all at once, the latest first, and not one after the other:
+    BFGS's formula for a block of steps [1]_. A step longer than `maxstep` is replaced by the best one within it (the
+    eigenvalues shifted up), not just shortened: stiff bonds come right first.
 
     Under a `FrechetCellFilter` the model knows how the atoms follow the cell, too, and the cell may move as far as
     `maxstrain` in one step, however many atoms it holds: random Ti4O8 cells took 37 force calls each (CHGNet),
@@ -37,42 +60,45 @@ class ModelBFGS(BFGS):
 
     Parameters
     ----------
-    memory : int
-        So many of the last steps update the model; one more after every step uphill, because forces that are not those
-        of the model have to be learned, and then never forgotten.
     maxstep : float
         Longest displacement of an atom in one step, Å.
     maxstrain : float
         Largest strain of the cell in one step (length of a row of its 3×3 matrix).
     atoms, restart, logfile, trajectory, **keywords
-        As for every ASE optimizer. A restart file holds the last step but not the memory.
+        As for every ASE optimizer. A restart file holds the last step but none before it.
+
+    References
+    ----------
+    .. [1] R. B. Schnabel, Quasi-Newton methods using multiple secant equations, University of Colorado, CU-CS-247-83
+       (1983).
     """
 
-    def __init__(
-        self, atoms: Atoms | Filter, *args: Any, memory: int = 5, maxstrain: float = 0.05, **keywords: Any
-    ) -> None:
+    def __init__(self, atoms: Atoms | Filter, *args: Any, maxstrain: float = 0.05, **keywords: Any) -> None:
         # Filters that keep the volume or the shape have other degrees of freedom than those of the model.
         self.moving_cell = isinstance(atoms, FrechetCellFilter) and not (
             atoms.hydrostatic_strain or atoms.constant_volume
         )
-        self.memory, self.maxstrain = memory, maxstrain
-        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        self.energy = np.inf
+        self.maxstrain = maxstrain
+        self._taken: list[_Taken] = []
+        self._model: np.ndarray | None = None
         super().__init__(atoms, *args, **keywords)
-
-    def step(self, gradient: np.ndarray | None = None) -> None:
-        """One step."""
-        before, self.energy = self.energy, self.optimizable.get_value()
-        self.memory += self.energy > before
-        super().step(gradient)
 
     def update(self, pos: np.ndarray, forces: np.ndarray, pos0: np.ndarray | None, forces0: np.ndarray | None) -> None:
         """Hessian at `pos`."""
-        if pos0 is not None:
-            step, change = pos - pos0, forces0 - forces
-            if abs(step @ change) > 1e-6 * np.linalg.norm(step) * np.linalg.norm(change):
-                self.pairs.append((step, change))
-        hessian = np.eye(len(pos)) * self.alpha
+        before, self._model = self._model, self._model_for(forces)
+        if pos0 is not None and before is not None and (length := np.linalg.norm(pos - pos0)) > 0:
+            direction = (pos - pos0) / length
+            expected = (before + self._model) @ direction / 2
+            self._taken.append(_Taken((pos + pos0) / 2, direction, (forces0 - forces) / length, expected))
+        latest = self._taken[-2:]
+        near = [each for each in self._taken[:-2] if self.length(pos - each.middle) < _NEAR]
+        directions = [each.direction for each in near + latest]
+        changes = [each.change_at(self._model) for each in near + latest]
+        self.state = BFGSMethod(updated(self._model, directions, changes))
+
+    def _model_for(self, forces: np.ndarray) -> np.ndarray:
+        """The model at the present positions, in the optimizer's coordinates."""
+        hessian = np.eye(len(forces)) * self.alpha
         model = model_hessian(bare_atoms(self.atoms), strain=self.moving_cell)
         if self.moving_cell:
             chart = filter_derivatives(self.atoms)
@@ -82,9 +108,7 @@ class ModelBFGS(BFGS):
         held = forces == 0
         hessian[held] = hessian[:, held] = 0.0
         hessian[held, held] = self.alpha
-        self.state = BFGSMethod(hessian)
-        for step, change in self.pairs[max(len(self.pairs) - self.memory, 0) :]:
-            self.state.update(step, change, 0.0 * step, 0.0 * change)
+        return hessian
 
     def length(self, step: np.ndarray) -> float:
         """Longest displacement (Å) in a step; `maxstrain` of the cell counts as much as `maxstep`."""
@@ -113,141 +137,40 @@ class ModelBFGS(BFGS):
         return step(high)
 
 
-def model_hessian(atoms: Atoms, strain: bool = False) -> np.ndarray:
-    """Hessian in eV, Å and strain, positive definite, guessed from the positions and covalent radii alone.
-
-    Stretches, bends and torsions with the force constants of Lindh et al. [1]_. Each fades as the bonds that it is made
-    of grow longer, so that nobody has to say what is bonded; the fading takes covalent radii for Lindh's table, which
-    ends with the third row, as Swart and Bickelhaupt do [2]_. Periodic boundaries are respected. In crystals the
-    constants of stretches fall with the number of bonds of an atom, those of bends with its square, and stretches with
-    the cube of the bond length: diamond and copper differ by a factor of twenty.
+def updated(hessian: np.ndarray, directions: Sequence[np.ndarray], changes: Sequence[np.ndarray]) -> np.ndarray:
+    """The Hessian with the curvature that steps have shown.
 
     Parameters
     ----------
-    atoms : Atoms
-        N atoms.
-    strain : bool
-        Whether the cell may move: nine more rows and columns.
+    hessian : ndarray, shape (3N, 3N)
+        Positive definite.
+    directions, changes : sequence of ndarray, shape (3N,)
+        Of each step its direction, a unit vector, and the change of the gradient per Å; the latest last.
 
     Returns
     -------
-    ndarray, shape (3N, 3N) or (3N + 9, 3N + 9)
-        By displacements r of the atoms and, row by row, by a strain e under which every vector v between two atoms and
-        every lattice vector becomes (1 + e) v. To a rotation there is next to no resistance.
-
-    References
-    ----------
-    .. [1] R. Lindh, A. Bernhardsson, G. Karlström, P.-Å. Malmqvist, Chem. Phys. Lett. 241, 423 (1995).
-    .. [2] M. Swart, F. M. Bickelhaupt, Int. J. Quantum Chem. 106, 2536 (2006).
+    ndarray, shape (3N, 3N)
+        Symmetric. Along the latest step it has the curvature of that step; along each of the others that of what is new
+        in its direction, where this is enough to tell it from noise.
     """
-    radii = covalent_radii[atoms.numbers]
-    first, second, length, vector = neighbor_list("ijdD", atoms, list(_REACH * radii))
-    apart = length > 0.1  # between atoms on top of each other nothing is known, and the forces will tell
-    first, second, length, vector = first[apart], second[apart], length[apart, None], vector[apart]
-    unit = vector / length
-    bond = np.exp(np.minimum(_FADING * (1 - (length[:, 0] / (radii[first] + radii[second])) ** 2), 0.5))
-    crowd, soft = np.ones(len(atoms)), np.ones(len(bond))
-    if atoms.pbc.all():
-        crowd = np.minimum(1.0, _BONDS / np.maximum(np.bincount(first, bond, minlength=len(atoms)), 1e-3))
-        soft = np.minimum(
-            1.0, (_BOND_LENGTH / (radii[first] + radii[second])) ** 3 * np.sqrt(crowd[first] * crowd[second])
-        )
-    terms = _Terms(len(atoms), strain)
-
-    def followed_by(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All (m, bond) where the bond begins at atom at[m]; the neighbour list is sorted by its first atom."""
-        begin, end = np.searchsorted(first, at, "left"), np.searchsorted(first, at, "right")
-        m = np.repeat(np.arange(len(at)), end - begin)
-        return m, np.arange(len(m)) - np.repeat(np.cumsum(end - begin) - end, end - begin)
-
-    nowhere = np.zeros((1, 3))
-    # A pair is listed from both ends.
-    terms.add(_STRETCH * soft * bond / 2, [(first, -unit, nowhere), (second, unit, vector)])
-
-    # Bends i-j-k, in their plane, and where the three are nearly in line out of it, too.
-    ji, jk = followed_by(first)
-    chosen = (ji != jk) & (bond[ji] * bond[jk] > _LEAST)
-    ji, jk = ji[chosen], jk[chosen]
-    u, v = unit[ji], unit[jk]
-    normal = np.cross(u, v)
-    sine = np.linalg.norm(normal, axis=1)
-    normal[sine < 1e-3] = np.cross(u, np.eye(3)[np.argmin(np.abs(u), axis=1)])[sine < 1e-3]
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    constants = _BEND * crowd[first[ji]] ** 2 * bond[ji] * bond[jk] / 2  # from both ends
-    in_line = np.clip(-np.sum(u * v, axis=1), 0, 1) ** 8
-    for weights, at_i, at_k in ((1.0, -np.cross(normal, u), np.cross(normal, v)), (in_line, normal, normal)):
-        at_i, at_k = at_i / length[ji], at_k / length[jk]
-        parts = [(second[ji], at_i, vector[ji]), (first[ji], -at_i - at_k, nowhere), (second[jk], at_k, vector[jk])]
-        terms.add(weights * constants, parts)
-
-    # Torsions i-j-k-l; derivatives by A. Blondel, M. Karplus, J. Comput. Chem. 17, 1132 (1996).
-    few = np.bincount(first[bond > 0.5], minlength=len(atoms)) <= 4  # about a bond in a metal nothing turns
-    turning = few[first[jk]] & few[second[jk]] & (sine**2 > 0.1)
-    ji, jk = ji[turning], jk[turning]
-    m, kl = followed_by(second[jk])
-    ji, jk = ji[m], jk[m]
-    f, g, h = vector[ji], -vector[jk], vector[kl]
-    a, b = np.cross(f, g), np.cross(h, g)
-    bent = np.sum(b * b, axis=1) > 0.1 * (length[jk] * length[kl])[:, 0] ** 2
-    not_a_ring = np.linalg.norm(h - g - f, axis=1) > 0.1
-    chosen = bent & not_a_ring & (bond[ji] * bond[jk] * bond[kl] > _LEAST)
-    ji, jk, kl, f, g, h, a, b = (array[chosen] for array in (ji, jk, kl, f, g, h, a, b))
-    a, b = a / np.sum(a * a, axis=1, keepdims=True), b / np.sum(b * b, axis=1, keepdims=True)
-    at_i, at_l = -length[jk] * a, length[jk] * b
-    turn = (np.sum(f * g, axis=1, keepdims=True) * a - np.sum(h * g, axis=1, keepdims=True) * b) / length[jk]
-    parts = [(second[ji], at_i, vector[ji]), (first[ji], turn - at_i, nowhere)]
-    parts += [(second[jk], -turn - at_l, vector[jk]), (second[kl], at_l, vector[jk] + vector[kl])]
-    terms.add(_TORSION * bond[ji] * bond[jk] * bond[kl] / 2, parts)
-    return terms.hessian(_CELL_FLOOR * atoms.get_volume() if strain else 0.0)
-
-
-class _Terms:
-    """Sum of the terms of a model Hessian for N atoms, and where `strain` is set, for the cell."""
-
-    def __init__(self, n_atoms: int, strain: bool) -> None:
-        self.n_atoms, self.strain = n_atoms, strain
-        self.atoms = np.zeros((n_atoms, n_atoms, 3, 3))
-        self.mixed, self.cell = np.zeros((n_atoms, 3, 9)), np.zeros((9, 9))
-
-    def add(self, constants: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
-        """M internal coordinates: their force constants (M,), and for each atom that they are made of, one part.
-
-        A part is the atom's index (M,), the derivative by its position (M, 3) and its place (M, 3), seen from any atom
-        of the same coordinate, images being what they are.
-        """
-        for i, row, _ in parts:
-            for j, other, _ in parts:
-                np.add.at(self.atoms, (i, j), (constants[:, None] * row)[:, :, None] * other[:, None, :])
-        if self.strain:
-            # A strain moves each atom as far as it is away; where from does not matter, the derivatives' sum being 0.
-            by_strain = sum(row[:, :, None] * place[:, None, :] for _, row, place in parts).reshape(-1, 9)
-            for i, row, _ in parts:
-                np.add.at(self.mixed, i, (constants[:, None] * row)[:, :, None] * by_strain[:, None, :])
-            self.cell += by_strain.T @ (constants[:, None] * by_strain)
-
-    def hessian(self, cell_floor: float) -> np.ndarray:
-        """The sum, (3N, 3N) or (3N + 9, 3N + 9), and what is added to all of it."""
-        n = 3 * self.n_atoms
-        atoms = self.atoms.transpose(0, 2, 1, 3).reshape(n, n) + _FLOOR * np.eye(n)
-        if not self.strain:
-            return atoms
-        mixed = self.mixed.reshape(n, 9)
-        return np.block([[atoms, mixed], [mixed.T, self.cell + cell_floor * np.eye(9)]])
-
-
-def filter_derivatives(crystal: FrechetCellFilter) -> np.ndarray:
-    """Derivatives (3N + 9, 3N + 9) of displacements and strain, as in `model_hessian`, by the filter's coordinates.
-
-    These are the atoms' positions before the deformation F of the cell, and the logarithm of F times a factor.
-    """
-    deformation, n = crystal.deform_grad(), 3 * len(crystal.atoms)
-    logarithm, inverse = logm(deformation).real, np.linalg.inv(deformation)
-    derivatives = np.zeros((n + 9, n + 9))
-    derivatives[:n, :n] = np.kron(np.eye(len(crystal.atoms)), deformation)
-    for k, direction in enumerate(np.eye(9).reshape(9, 3, 3)):
-        strain = expm_frechet(logarithm, direction, compute_expm=False) @ inverse
-        derivatives[n:, n + k] = strain.ravel() / crystal.exp_cell_factor
-    return derivatives
+    new: list[tuple[np.ndarray, np.ndarray]] = []
+    for direction, change in zip(reversed(directions), reversed(changes), strict=True):
+        for other, its_change in new:
+            along = other @ direction
+            direction, change = direction - along * other, change - along * its_change
+        if (length := np.linalg.norm(direction)) > _LEAST_NEW:
+            new.append((direction / length, change / length))
+    if not new:
+        return hessian
+    space, change = (np.array(each).T for each in zip(*new, strict=True))
+    curvature = space.T @ change
+    values, vectors = np.linalg.eigh((curvature + curvature.T) / 2)
+    values[np.abs(values) < _LEAST_CURVATURE] = _LEAST_CURVATURE
+    there = hessian @ space
+    result = (
+        hessian - there @ np.linalg.solve(space.T @ there, there.T) + (change @ vectors / values) @ (change @ vectors).T
+    )
+    return (result + result.T) / 2
 
 
 def bare_atoms(atoms: Atoms | Filter) -> Atoms:

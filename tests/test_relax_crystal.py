@@ -16,7 +16,8 @@ from conftest import Harmonic
 from ase_gss.cell import cell_out_of_bounds
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator
-from ase_gss.model_bfgs import ModelBFGS, filter_derivatives, model_hessian
+from ase_gss.model_bfgs import ModelBFGS
+from ase_gss.model_hessian import filter_derivatives, model_hessian
 from ase_gss.relax import hand_off
 
 OPTIMIZERS = ["ModelBFGS", "FIRE", "BFGS", "LBFGS", "BFGSLineSearch", PreconLBFGS]
