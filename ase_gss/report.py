@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
 from ase_gss.archive import Archive
@@ -72,10 +73,18 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
         "hits": sum(minima.hits),
         "chance_next_is_new": chance_next_is_new(minima.hits),
         "reachable_at_least": chao1(minima.hits),
-        "new_in_next_100_trials": predict_new(minima.hits, archive.totals["trials"]),
+        "new_in_next_100_trials": _predicted(archive, minima),
         "regimes": regimes,
         "settings": settings,
     }
+
+
+def _predicted(archive: Archive, minima: MinimaList) -> tuple[float, int, int]:
+    """How many new minima the next 100 trials will meet: mean and 90 % interval."""
+    numbers = np.sort([record.number for record in archive.records])
+    first_met = np.searchsorted(numbers, [atoms.info["first_trial"] for atoms in minima.ranked()])
+    hits = [atoms.info["hits"] for atoms in minima.ranked()]
+    return predict_new(hits, len(numbers), first_met=first_met.tolist())
 
 
 def _windows(settings: dict[str, Any]) -> tuple[float, ...]:

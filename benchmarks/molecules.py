@@ -550,7 +550,7 @@ def ratio_at(
 
 # ---------------------------------------------------------------- calibration
 
-Prediction = Callable[[Sequence[int], int, int], tuple[float, float, float]]
+Prediction = Callable[..., tuple[float, float, float]]
 
 
 def check_predictions(
@@ -563,8 +563,8 @@ def check_predictions(
     met : sequence of int or None
         As of `loosely_met`.
     predict : callable
-        As `ase_gss.completeness.predict_new`: of hits, trials so far and trials to come the mean and the lower and
-        upper end of the interval.
+        As `ase_gss.completeness.predict_new`: of hits, trials so far, trials to come and where each minimum was first
+        met the mean and the lower and upper end of the interval.
     points, horizon : sequence of int, int
         After how many trials, for how many.
     """
@@ -576,9 +576,11 @@ def check_predictions(
         if not before:
             continue
         hits = np.bincount(before)
-        hits = hits[hits > 0].tolist()
+        first_met = {index: met.index(index) for index in before}
         new = len(set(met[: point + horizon]) - {None} - set(before))
-        mean, low, high = predict(hits, point, horizon)
+        mean, low, high = predict(
+            [int(hits[index]) for index in first_met], point, horizon, first_met=list(first_met.values())
+        )
         checks.append({"trials": point, "mean": mean, "low": low, "high": high, "new": new})
     return checks
 

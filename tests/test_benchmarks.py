@@ -90,9 +90,9 @@ def test_ratio_of_calls():
 
 def test_predictions_are_compared_with_what_came():
     met = [0, None, 1, 1, 2, 3, None, 0]
-    (check,) = molecules.check_predictions(met, lambda hits, *trials: (trials, min(hits), max(hits)), [4], 4)
-    assert check == {"trials": 4, "mean": (4, 4), "low": 1, "high": 2, "new": 2}
-    assert molecules.check_predictions(met, lambda *asked: (0, 0, 0), [4], 5) == []
+    (check,) = molecules.check_predictions(met, lambda hits, *trials, first_met: (trials, min(hits), first_met), [4], 4)
+    assert check == {"trials": 4, "mean": (4, 4), "low": 1, "high": [0, 2], "new": 2}
+    assert molecules.check_predictions(met, lambda *asked, **also: (0, 0, 0), [4], 5) == []
 
 
 def test_intervals_of_the_project_cover():
