@@ -12,10 +12,12 @@ from ase.geometry import get_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ase_gss import InputError, crystal_starts
+from ase_gss import InputError, symmetric_starts
 from ase_gss.composition import parse_formula
-from ase_gss.crystal_starts import compact_cell, random_cell, random_crystal, random_in_region, uniform_crystal
+from ase_gss.crystal_starts import random_crystal, uniform_crystal
+from ase_gss.random_cells import compact_cell, random_cell
 from ase_gss.starts import minimum_separations
+from ase_gss.surface_starts import random_in_region
 from ase_gss.volumes import typical_volume
 
 COMPOSITIONS = ["Ti4O8", "Al4O6", "Ca2Ti2O6", "Si16", "C", "HLi"]
@@ -208,7 +210,7 @@ def test_symmetric_starts_have_their_symmetry_atoms_volume_and_distances(formula
         assert np.all(closest(atoms) >= minimum_separations(numbers) - 1e-6)
         found = spglib.get_symmetry((atoms.cell[:], atoms.get_scaled_positions(), numbers), symprec=1e-4)
         group = atoms.info["space_group"]
-        order = len(crystal_starts._space_group(group).sites[0].rotations)
+        order = len(symmetric_starts._space_group(group).sites[0].rotations)
         assert order > 1
         assert len(found["rotations"]) % order == 0  # or a supergroup, of a multiple of the order
         groups.add(group)
@@ -224,13 +226,13 @@ def test_general_positions_have_just_the_symmetry_of_their_group(number):
     pytest.importorskip("pyxtal")
     spglib = pytest.importorskip("spglib")
     rng = np.random.default_rng(number)
-    group = crystal_starts._space_group(number)
+    group = symmetric_starts._space_group(number)
     general = group.sites[0]
     size = len(general.rotations)
-    conventional = crystal_starts._conventional_cell(group.lattice, 500.0, rng)
+    conventional = symmetric_starts._conventional_cell(group.lattice, 500.0, rng)
     cell, operation = compact_cell(group.primitive @ conventional)
     indices = {22: np.arange(size), 8: np.arange(size, 2 * size)}
-    scaled = crystal_starts._place_orbits(
+    scaled = symmetric_starts._place_orbits(
         [(22, general), (8, general)], cell, np.linalg.inv(operation), indices, np.zeros((2 * size, 2 * size)), rng
     )
     found = spglib.get_symmetry_dataset((cell, scaled, np.repeat([22, 8], size)), symprec=1e-4)
@@ -239,7 +241,7 @@ def test_general_positions_have_just_the_symmetry_of_their_group(number):
 
 def test_without_pyxtal_symmetry_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyxtal.symmetry", None)
-    crystal_starts._space_group.cache_clear()
+    symmetric_starts._space_group.cache_clear()
     with pytest.raises(InputError, match=r"pip install 'ase-gss\[crystals\]'"):
         random_crystal(parse_formula("Si2"), np.random.default_rng(0), symmetry=True)
 
