@@ -62,7 +62,7 @@ class Generation:
     @property
     def may_be_sampled(self) -> bool:
         """There are trials to sample, and what they need has been learned."""
-        return bool(self.unsampled) and (self.lesson is None or self.lesson.score is not None)
+        return bool(self.unsampled) and (self.lesson is None or bool(self.lesson.scores))
 
 
 class Driver:
@@ -262,8 +262,8 @@ class Driver:
             trials = trials[: self._expected.affordable(left, sampling)]
         for trial in trials:
             generation.unsampled.remove(trial.number)
-        # A network travels only with those that take it.
-        adapted = generation.lesson.score if any(trial.learned for trial in trials) else None
+        # Networks travel only with those that take them.
+        adapted = generation.lesson.scores if any(trial.learned for trial in trials) else ()
         return Job("sample", tuple(trials), adapted=adapted)
 
     def _collect(self) -> None:

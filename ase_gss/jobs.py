@@ -31,8 +31,8 @@ class Job:
         As they are before it; none for a lesson.
     known : KnownEnds, optional
         Ends that a relaxation may be recognised to head for.
-    adapted : callable, optional
-        Score of the trials that take one that has learned.
+    adapted : tuple of callable
+        The scores that have learned, for the trials that take one of them.
     part : Part, optional
         Of a lesson.
     """
@@ -40,7 +40,7 @@ class Job:
     stage: str
     trials: tuple[Trial, ...]
     known: KnownEnds | None = None
-    adapted: ScoreFunction | None = None
+    adapted: tuple[ScoreFunction, ...] = ()
     part: Part | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""A lesson: the score learns from the minima found so far, in parts that are jobs like others."""
+"""A lesson: copies of the score learn from the minima found so far, each in a job of its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from ase import Atoms
 
 from ase_gss.walk import ScoreFunction
 
-#: So often a part of a lesson is begun again where its worker has died.
+#: So often a part of a lesson is begun where its workers die.
 ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a lesson, as plain data: it pickles.
+    """What one copy of the score is to learn, as plain data: it pickles.
 
     Attributes
     ----------
     lesson : int
         The lesson is from the trials below this number.
-    number : int
-        Which part.
+    copy : int
+        Which copy.
     steps : int
         Of its training.
     minima : tuple of Atoms
@@ -28,7 +28,7 @@ class Part:
     """
 
     lesson: int
-    number: int
+    copy: int
     steps: int
     minima: tuple[Atoms, ...]
 
@@ -42,32 +42,28 @@ class Lesson:
         It is from the trials below this number.
     minima : sequence of Atoms
         What is to be learned.
-
-    Attributes
-    ----------
-    score : callable or None
-        The score that has learned, once all parts are done.
     """
 
     def __init__(self, number: int, minima: Sequence[Atoms]) -> None:
         from ase_gss.score import adapt  # torch is needed only here
 
-        self.number, self.score = number, None
-        self._to_do = [Part(number, part, adapt.STEPS, tuple(minima)) for part in range(adapt.PARTS)]
-        self._learned: list[ScoreFunction | None] = [None] * adapt.PARTS
+        self.number = number
+        self._to_do = [Part(number, copy, adapt.STEPS, tuple(minima)) for copy in range(adapt.COPIES)]
+        self._learned: list[ScoreFunction | None] = [None] * adapt.COPIES
         self._lost = 0
+
+    @property
+    def scores(self) -> tuple[ScoreFunction, ...]:
+        """The copies that have learned; none as long as one is missing."""
+        return () if any(score is None for score in self._learned) else tuple(self._learned)
 
     def next_part(self) -> Part | None:
         """The next part that nobody has begun, which is begun herewith; None where there is none."""
         return self._to_do.pop(0) if self._to_do else None
 
     def take_back(self, part: Part, score: ScoreFunction) -> None:
-        """A part is done, with this result."""
-        from ase_gss.score.adapt import averaged
-
-        self._learned[part.number] = score
-        if all(each is not None for each in self._learned):
-            self.score = averaged(self._learned)
+        """A copy has learned."""
+        self._learned[part.copy] = score
 
     def lose(self, part: Part) -> bool:
         """A part is lost; whether it is worth another attempt."""

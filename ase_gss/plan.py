@@ -167,9 +167,9 @@ class Plan:
 
     def learn(self, part: Part) -> ScoreFunction:
         """The score as a part of a lesson has taught it."""
-        from ase_gss.score.adapt import adapted_in_part  # torch is needed only here
+        from ase_gss.score.adapt import adapted  # torch is needed only here
 
-        return adapted_in_part(self.score, part.minima, self.seed, part.number, part.steps)
+        return adapted(self.score, part.minima, self.seed, part.copy, part.steps)
 
     def begin_generation(self, index: int, numbers: Sequence[int], ledger: Ledger, end_of: Callable) -> list[Trial]:
         """The trials with these numbers, which are all of generation `index` or what is left of it.

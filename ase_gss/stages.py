@@ -21,18 +21,21 @@ from ase_gss.walk import ScoreFunction, complete, propose
 Physical = tuple[np.ndarray | None, np.ndarray | None]
 
 
-def sample(trials: Sequence[Trial], plan: Plan, adapted: ScoreFunction | None = None) -> None:
+def sample(trials: Sequence[Trial], plan: Plan, adapted: Sequence[ScoreFunction] = ()) -> None:
     """Take every trial to the end of its schedule; those that need no score are left as they are.
 
     Parameters
     ----------
     trials, plan : sequence of Trial, Plan
         What to do.
-    adapted : callable, optional
-        The score for those whose regime takes one that has learned.
+    adapted : sequence of callable
+        The scores for those whose regime takes one that has learned, which they take in turn by their numbers.
     """
-    for learned, score in (False, plan.score), (True, adapted):
-        _sample({place: trial for place, trial in enumerate(trials) if trial.learned == learned}, plan, score)
+    _sample({place: trial for place, trial in enumerate(trials) if not trial.learned}, plan, plan.score)
+    learned = {place: trial for place, trial in enumerate(trials) if trial.learned}
+    for copy, score in enumerate(adapted):
+        its = {place: trial for place, trial in learned.items() if trial.number % len(adapted) == copy}
+        _sample(its, plan, score)
 
 
 def _sample(trials: Mapping[int, Trial], plan: Plan, score: ScoreFunction | None) -> None:

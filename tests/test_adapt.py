@@ -35,7 +35,7 @@ def shares(score, n: int = 48) -> dict[str, float]:
     for number in range(n):
         atoms, walk = system.walk_from_noise(np.random.default_rng(number), schedule, coupling)
         trials.append(Trial(number, atoms, walk, learned=True))
-    sample(trials, SimpleNamespace(system=system, score=None, batch=1), score)
+    sample(trials, SimpleNamespace(system=system, score=None, batch=1), (score, score))
     keys = [graph_key(bonding_graph(trial.sampled())) for trial in trials]
     return {key: keys.count(key) / n for key in set(keys)}
 
