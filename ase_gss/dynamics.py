@@ -13,7 +13,7 @@ from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFailure, CountedCalculator, energy_and_forces, energy_forces_and_stress
 from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, hand_off
 from ase_gss.schedule import ConstantNoise, NoiseSchedule
-from ase_gss.walk import ScoreFunction, Walk, complete, propose
+from ase_gss.walk import Walk, complete, propose
 
 #: So many failures of the calculator one after the other mean that the set-up is wrong.
 MAX_FAILURES = 20
@@ -108,7 +108,9 @@ class GSSDynamics(MolecularDynamics):
         if sigma_start is not None and hasattr(schedule, "starting_at"):
             schedule = schedule.starting_at(sigma_start)
         self.schedule, self.sigma_start = schedule, sigma_start
-        self.score = _suitable(score, atoms)
+        from ase_gss.score import score_for  # torch is needed only here
+
+        self.score = score_for(atoms.numbers, bool(atoms.pbc.any()), score)
         self.walk = Walk.from_atoms(
             atoms, schedule, self.coupling, rng or np.random.default_rng(), gain, max_step, keep_centre, pressure
         )
@@ -249,19 +251,3 @@ class GSSDynamics(MolecularDynamics):
 
     def _refresh_properties(self) -> None:
         """Nothing: a step without a force call must not cause one."""
-
-
-def _suitable(score: Any, atoms: Atoms) -> ScoreFunction:
-    """The score for these atoms; what is known of it is checked, a function of the user's is taken as it is."""
-    from ase_gss.score import load_score  # torch is needed only here
-
-    periodic = bool(atoms.pbc.any())
-    suitable = "crystals" if periodic else "molecules"
-    loaded = score if callable(score) else load_score(suitable if score is None else score)
-    if hasattr(loaded, "periodic"):
-        if loaded.periodic != periodic:
-            raise InputError(
-                f"The score {loaded.name!r} is not for these atoms: give score={suitable!r}, or change pbc."
-            )
-        loaded.check_elements(atoms.numbers)
-    return loaded

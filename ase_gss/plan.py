@@ -114,7 +114,11 @@ class Plan:
         system.check_calculator(new_calculator())
         if batch > 1:
             check_batches(new_calculator(), name)
-        loaded = _load_score(score or system.score, system) if any(each.samples for each in regimes) else None
+        loaded = None
+        if any(each.samples for each in regimes):
+            from ase_gss.score import score_for  # torch is needed only here
+
+            loaded = score_for(system.elements, system.periodic, score)
         can_adapt = any(each.learned for each in regimes) and hasattr(loaded, "denoiser")
         if adapt and not can_adapt:
             raise InputError(
@@ -273,15 +277,3 @@ def _own_starts(starts: Sequence[Atoms], system: System) -> list[Atoms]:
     if not copies or not all(any(same_composition(a.numbers, n) for n in allowed) for a in copies):
         raise InputError(f"Every one of the starts must be a structure of {system.formula}, and there must be one.")
     return copies
-
-
-def _load_score(score: Any, system: System) -> ScoreFunction:
-    from ase_gss.score import load_score  # torch is needed only here
-
-    loaded = score if callable(score) else load_score(score)
-    if hasattr(loaded, "periodic"):
-        if loaded.periodic != system.periodic:
-            suits = "crystals" if loaded.periodic else "molecules"
-            raise InputError(f"The score {loaded.name!r} is for {suits}: give score={system.score!r}.")
-        loaded.check_elements(system.elements)
-    return loaded

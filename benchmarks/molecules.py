@@ -58,7 +58,7 @@ from ase_gss.verify import vibrations
 #: Formulas held out when the score was trained (C2H4O3 is not in QM9), and some of elements that QM9 does not have.
 HELD_OUT = ("C3H6O", "C4H6O", "C2H4O3", "C2H5NO")
 BEYOND = ("C2H6OS", "C2H5ClO", "CH6OSi", "C2H5O2P")
-BUDGETS = (1000, 2000, 5000, 10_000, 20_000, 40_000, 80_000, 160_000, 320_000)
+BUDGETS = (1000, 2000, 5000, 10_000, 20_000, 40_000, 50_000, 75_000, 100_000, 200_000, 400_000)
 #: eV above the lowest known.
 WINDOWS = (5.0, 2.0, 1.0)
 FMAX, REFINED_FMAX = 0.05, 0.005
@@ -67,7 +67,7 @@ ENOUGH = 10
 #: Trials after which the number of new minima in the next `HORIZON` is predicted.
 CALIBRATION_POINTS, HORIZON = (100, 200, 400, 800), 100
 #: Force calls of the short table.
-SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000), "rss": (10_000, 40_000)}
+SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000), "rss": (10_000, 50_000)}
 #: Marks in a text between which `report --readme` puts its table.
 _BEGIN, _END = "<!-- molecules: begin -->", "<!-- molecules: end -->"
 #: An end that is recovered: 50 meV, 0.05 Å.

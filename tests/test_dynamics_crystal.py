@@ -216,9 +216,9 @@ def test_hand_off_relaxes_the_cell_that_was_sampled_against_the_pressure(copper,
 
 
 def test_a_score_of_the_other_kind_is_refused_in_one_sentence(copper, network):
-    with pytest.raises(InputError, match=r"^The score 'molecules' is not for these atoms: give score='crystals'.*\.$"):
+    with pytest.raises(InputError, match=r"^The score 'molecules' is for molecules: give score='crystals'.*\.$"):
         GSSDynamics(copper, "molecules")
-    with pytest.raises(InputError, match=r"^The score 'small' is not for these atoms: give score='molecules'.*\.$"):
+    with pytest.raises(InputError, match=r"^The score 'small' is for crystals: give score='molecules'.*\.$"):
         GSSDynamics(Atoms("N2", positions=[[0, 0, 0], [0, 0, 1.1]]), network)
 
 

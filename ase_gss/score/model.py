@@ -223,3 +223,30 @@ def load_score(name: str | os.PathLike | Score, device: str = "cpu") -> Score:
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is a damaged model file ({type(error).__name__}).") from error
     return (CrystalScore if crystals else Score)(denoiser, name=str(name), card=card, device=device)
+
+
+def score_for(numbers: np.ndarray, periodic: bool, score: Any = None) -> Any:
+    """The score for atoms of these elements.
+
+    Parameters
+    ----------
+    numbers : ndarray
+        Atomic numbers that occur.
+    periodic : bool
+        Whether the atoms are periodic.
+    score : str, path, Score or callable, optional
+        As for `load_score`, by default the one that suits. A function of the user's is taken as it is.
+
+    Raises
+    ------
+    InputError
+        Where it cannot be loaded, or is for other atoms.
+    """
+    suitable = "crystals" if periodic else "molecules"
+    loaded = score if callable(score) else load_score(suitable if score is None else score)
+    if hasattr(loaded, "periodic"):
+        if loaded.periodic != periodic:
+            kind = "crystals" if loaded.periodic else "molecules"
+            raise InputError(f"The score {loaded.name!r} is for {kind}: give score={suitable!r}, or change pbc.")
+        loaded.check_elements(numbers)
+    return loaded

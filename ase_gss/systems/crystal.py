@@ -51,7 +51,6 @@ class Crystal:
     volume: float | None = None
     symmetry: bool = False
 
-    score: ClassVar[str] = "crystals"
     coupling: ClassVar[str] = "diffusion"
     regime: ClassVar[str | None] = None
     #: eV/atom above the lowest minimum up to which an adaptive search looks for minima.

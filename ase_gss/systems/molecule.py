@@ -39,7 +39,6 @@ class Molecule:
     fragments: bool = False
     mirror_images_are_one: bool = True
 
-    score: ClassVar[str] = "molecules"
     coupling: ClassVar[str] = "hot"
     regime: ClassVar[str | None] = ADAPTIVE
     #: eV above the lowest minimum up to which an adaptive search looks for minima.

@@ -43,7 +43,6 @@ class Surface:
     template: Atoms = field(repr=False)
     region: tuple[float, float] | None = None
 
-    score: ClassVar[str] = "crystals"
     coupling: ClassVar[str] = "diffusion"
     regime: ClassVar[str | None] = None
     window: ClassVar[float] = inf
