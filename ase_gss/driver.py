@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -16,7 +16,7 @@ from ase_gss.ledger import GENERATION, Familiarity
 from ase_gss.lesson import Lesson
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
-from ase_gss.workers import Job, Runner, WorkerLost
+from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
 
 #: Generation m knows what the generations up to m - LAG have found and nothing else: then a trial depends neither on
 #: the number of workers nor on where a search was stopped, and so many generations may be under way at once.
@@ -144,6 +144,8 @@ class Driver:
             self._open_generations(trials, max_calls)
             while len(self._flying) < self.crew.slots and (job := self._next_job(max_calls)) is not None:
                 self._flying[self.crew.submit(job)] = job
+            if self.stopping or self._spent(max_calls):
+                self._forget_lessons()
             if not self._flying:
                 break
             self._collect()
@@ -291,6 +293,11 @@ class Driver:
         self._close_generations()
         self._failures.check()
 
+    def _forget_lessons(self) -> None:
+        """Do not wait for parts of lessons that nobody has begun: nothing more will be sampled."""
+        for future in [each for each, job in self._flying.items() if job.stage == "learn" and each.cancel()]:
+            del self._flying[future]
+
     def _take_back_part(self, job: Job, future: Future) -> None:
         """A part of a lesson comes back from the crew."""
         lesson = next(each.lesson for each in self._open if each.lesson and each.lesson.number == job.part.lesson)
@@ -298,9 +305,11 @@ class Driver:
             lesson.take_back(job.part, future.result())
         except WorkerLost as lost:
             if not lesson.lose(job.part):
-                raise SearchError(
-                    f"The score cannot learn from what was found, for {lost}: search without adapt."
-                ) from lost
+                raise _no_lesson(lost) from lost
+        except (CancelledError, WorkersError):
+            raise
+        except Exception as error:  # whatever torch and its devices raise
+            raise _no_lesson(error) from error
 
     def _take_back(self, trial: Trial, job: Job) -> None:
         """A trial comes back from the crew."""
@@ -379,6 +388,11 @@ class Driver:
 
     def _spent(self, max_calls: int | None) -> bool:
         return max_calls is not None and self.force_calls >= max_calls
+
+
+def _no_lesson(error: Exception) -> SearchError:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return SearchError(f"The score cannot learn from what was found ({words}): search without adapt (--no-adapt).")
 
 
 def _known_before(index: int) -> int:

@@ -7,8 +7,8 @@ from ase import Atoms
 
 from ase_gss.walk import ScoreFunction
 
-#: So often a part of a lesson is begun where its workers die.
-ATTEMPTS = 3
+#: So many deaths of workers a lesson survives: its parts are begun again.
+DEATHS = 4
 
 
 @dataclass(frozen=True)
@@ -69,4 +69,4 @@ class Lesson:
         """A part is lost; whether it is worth another attempt."""
         self._to_do.insert(0, part)
         self._lost += 1
-        return self._lost < ATTEMPTS
+        return self._lost <= DEATHS

@@ -3,6 +3,7 @@
 For molecules, surfaces and crystals, with a cell that moves or without.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from ase_gss.model_hessian import filter_derivatives, model_hessian
 
 #: Å; steps taken within this distance of where the atoms are now say what the Hessian is here.
 _NEAR = 0.2
+#: So many of the last steps are remembered: the time of a step must not grow with their number.
+_MOST_STEPS = 40
 #: Sine of the angle between a step and those after it from which on it says something that they do not.
 _LEAST_NEW = 0.3
 #: eV/Å2; curvatures along steps are at least so large.
@@ -50,8 +53,8 @@ class ModelBFGS(BFGS):
 
     The Hessian is made anew in every step: the model at the present positions, so that it follows bonds that form,
     break and turn, which an initial Hessian does not; and what the last steps have shown to be different from the
-    model, as far as they were taken nearby. They count all at once, the latest first, and not one after the other:
-    BFGS's formula for a block of steps [1]_. A step longer than `maxstep` is replaced by the best one within it (the
+    model, as far as they were taken nearby. They count all at once, the latest first, and not one after the other, as
+    in BFGS for a block of steps [1]_. A step longer than `maxstep` is replaced by the best one within it (the
     eigenvalues shifted up), not just shortened: stiff bonds come right first.
 
     Under a `FrechetCellFilter` the model knows how the atoms follow the cell, too, and the cell may move as far as
@@ -79,21 +82,25 @@ class ModelBFGS(BFGS):
             atoms.hydrostatic_strain or atoms.constant_volume
         )
         self.maxstrain = maxstrain
-        self._taken: list[_Taken] = []
+        self._taken: deque[_Taken] = deque(maxlen=_MOST_STEPS)
         self._model: np.ndarray | None = None
         super().__init__(atoms, *args, **keywords)
 
     def update(self, pos: np.ndarray, forces: np.ndarray, pos0: np.ndarray | None, forces0: np.ndarray | None) -> None:
         """Hessian at `pos`."""
         before, self._model = self._model, self._model_for(forces)
-        if pos0 is not None and before is not None and (length := np.linalg.norm(pos - pos0)) > 0:
+        if before is None:  # the step comes from a restart file
+            before = self._model
+        if pos0 is not None and (length := np.linalg.norm(pos - pos0)) > 0:
             direction = (pos - pos0) / length
             expected = (before + self._model) @ direction / 2
             self._taken.append(_Taken((pos + pos0) / 2, direction, (forces0 - forces) / length, expected))
-        latest = self._taken[-2:]
-        near = [each for each in self._taken[:-2] if self.length(pos - each.middle) < _NEAR]
-        directions = [each.direction for each in near + latest]
-        changes = [each.change_at(self._model) for each in near + latest]
+        # The last two count in any case.
+        near = [
+            each for age, each in enumerate(reversed(self._taken)) if age < 2 or self.length(pos - each.middle) < _NEAR
+        ]
+        directions = [each.direction for each in near]
+        changes = [each.change_at(self._model) for each in near]
         self.state = BFGSMethod(updated(self._model, directions, changes))
 
     def _model_for(self, forces: np.ndarray) -> np.ndarray:
@@ -103,6 +110,9 @@ class ModelBFGS(BFGS):
         if self.moving_cell:
             chart = filter_derivatives(self.atoms)
             model = chart.T @ model @ chart
+        elif len(model) > len(forces) and hasattr(self.atoms, "index"):  # ase.filters.Filter, of some atoms
+            moving = np.arange(len(model)).reshape(-1, 3)[self.atoms.index].ravel()
+            model = model[np.ix_(moving, moving)]
         hessian[: len(model), : len(model)] = model
         # Whatever does not feel a force does not move: were a fixed atom free to, its neighbours would count on it.
         held = forces == 0
@@ -145,16 +155,17 @@ def updated(hessian: np.ndarray, directions: Sequence[np.ndarray], changes: Sequ
     hessian : ndarray, shape (3N, 3N)
         Positive definite.
     directions, changes : sequence of ndarray, shape (3N,)
-        Of each step its direction, a unit vector, and the change of the gradient per Å; the latest last.
+        Of each step its direction, a unit vector, and the change of the gradient per Å; the latest first.
 
     Returns
     -------
     ndarray, shape (3N, 3N)
-        Symmetric. Along the latest step it has the curvature of that step; along each of the others that of what is new
-        in its direction, where this is enough to tell it from noise.
+        Symmetric. Of each step that counts what is new in its direction, where this is enough to tell it from noise.
+        Where the changes are those of one quadratic function, its gradient changes just so. Else no symmetric matrix
+        can do justice to all of them; to insist on the latest one took half as many force calls again.
     """
     new: list[tuple[np.ndarray, np.ndarray]] = []
-    for direction, change in zip(reversed(directions), reversed(changes), strict=True):
+    for direction, change in zip(directions, changes, strict=True):
         for other, its_change in new:
             along = other @ direction
             direction, change = direction - along * other, change - along * its_change

@@ -8,14 +8,14 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms, FixCartesian
-from ase.filters import FrechetCellFilter
+from ase.filters import Filter, FrechetCellFilter
 from ase.io import read
 from ase.optimize import BFGS, FIRE
 from scipy.spatial.distance import pdist
 
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator
-from ase_gss.model_bfgs import ModelBFGS
+from ase_gss.model_bfgs import ModelBFGS, updated
 from ase_gss.model_hessian import model_hessian
 from ase_gss.relax import fallen_apart, hand_off
 
@@ -334,3 +334,64 @@ def test_model_hessian_across_a_periodic_boundary():
 
 def test_model_hessian_of_coinciding_atoms_is_finite():
     assert np.isfinite(model_hessian(Atoms("CH3", np.zeros((4, 3))))).all()
+
+
+def quadratic(seed=0, n=9):
+    """A Hessian, and one that is not quite it."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    return basis @ np.diag(np.geomspace(0.5, 40, n)) @ basis.T, np.eye(n) * 5.0, rng
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_hessian_has_the_curvature_that_steps_have_shown(steps):
+    true, model, rng = quadratic()
+    directions = [each / np.linalg.norm(each) for each in rng.normal(size=(steps, 9))]
+    hessian = updated(model, directions, [true @ each for each in directions])
+    np.testing.assert_allclose(hessian, hessian.T)
+    for direction in directions:
+        np.testing.assert_allclose(hessian @ direction, true @ direction, atol=1e-8)
+    assert np.linalg.eigvalsh(hessian)[0] > 0
+
+
+def test_hessian_of_steps_in_one_direction_is_that_of_the_latest():
+    true, model, rng = quadratic()
+    direction = rng.normal(size=9)
+    direction /= np.linalg.norm(direction)
+    hessian = updated(model, [direction, direction, -direction], [true @ direction, 3 * direction, -7 * direction])
+    np.testing.assert_allclose(hessian @ direction, true @ direction, atol=1e-8)
+
+
+def test_negative_curvature_is_seen_and_no_curvature_is_harmless():
+    _, model, _ = quadratic()
+    along, other = np.eye(9)[:2]
+    hessian = updated(model, [along], [-2 * along])
+    assert hessian[0, 0] == pytest.approx(-2)
+    assert hessian[1, 1] == pytest.approx(5)
+    assert np.isfinite(updated(model, [along, other], [0 * along, 0 * other])).all()
+    np.testing.assert_array_equal(updated(model, [], []), model)
+
+
+def test_a_restart_file_holds_the_last_step(tmp_path):
+    atoms, file = displaced(Springs()), str(tmp_path / "restart.json")
+    ModelBFGS(atoms, restart=file, logfile=None).run(fmax=1e-6, steps=3)
+    fresh, resumed = ModelBFGS(atoms.copy(), logfile=None), ModelBFGS(atoms, restart=file, logfile=None)
+    fresh.atoms.calc = Springs()
+    for optimizer in (fresh, resumed):
+        optimizer.run(fmax=1e-6, steps=1)
+    assert not np.allclose(resumed.state.hessian, fresh.state.hessian, rtol=1e-3)
+
+
+def test_a_filter_of_some_atoms():
+    atoms = displaced(Springs())
+    before = atoms.positions.copy()
+    ModelBFGS(Filter(atoms, indices=[0, 2]), logfile=None).run(fmax=0.05, steps=100)
+    np.testing.assert_array_equal(atoms.positions[1], before[1])
+    assert np.linalg.norm(atoms.get_forces()[[0, 2]], axis=1).max() < 0.05
+
+
+def test_time_of_a_step_does_not_grow(monkeypatch):
+    atoms = cluster()
+    optimizer = ModelBFGS(atoms, logfile=None, maxstep=0.001)
+    optimizer.run(fmax=1e-9, steps=60)
+    assert len(optimizer._taken) <= 40

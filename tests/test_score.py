@@ -239,3 +239,16 @@ def test_training_learns_resumes_and_ships(tmp_path):
     assert second["validation_loss"]["validation_0.1"] < first["validation_loss"]["validation_0.1"]
     atoms = Atoms("OH2", positions=[[0, 0, 0], [0.9, 0, 0], [0, 0.9, 0]])
     assert np.isfinite(evaluate(load_score(output), atoms, 0.1)).all()
+
+
+@pytest.mark.parametrize("n", [7, 10, 17])
+def test_a_score_does_not_depend_on_what_is_evaluated_with_it(n):
+    """To the last bit: a trial is what it is whoever is sampled along with it, also after an interruption."""
+    score, rng, copies = load_score("molecules"), np.random.default_rng(0), 12
+    numbers = np.array(([6, 6, 8] + [1] * n)[:n])
+    sigma = np.geomspace(0.1, 4.0, copies)
+    positions = [rng.normal(size=(n, 3)) * (1.5 + level) for level in sigma]
+    structure = np.repeat(np.arange(copies), n)
+    together = score(np.tile(numbers, copies), np.concatenate(positions), np.repeat(sigma, n), structure)
+    alone = [score(numbers, p, np.full(n, level), np.zeros(n, int)) for p, level in zip(positions, sigma, strict=True)]
+    np.testing.assert_array_equal(together, np.concatenate(alone))

@@ -9,7 +9,7 @@ from ase import Atoms
 
 from ase_gss.score.data import Structures, add_noise, sample_sigma
 from ase_gss.score.denoiser import denoising_loss
-from ase_gss.score.model import Score
+from ase_gss.score.model import Score, one_thread
 
 #: So many copies learn, each from its own noise, and each makes its share of the samples: two workers can teach them.
 COPIES = 2
@@ -21,7 +21,7 @@ MOST_PAIRS = 4000
 SIGMA_RANGE = (0.02, 4.0)
 
 
-def adapted(score: Score, minima: Sequence[Atoms], seed: int, copy: int = 0, steps: int = STEPS) -> Score:
+def adapted(score: Score, minima: Sequence[Atoms], seed: int, copy: int = 0, steps: int | None = None) -> Score:
     """A copy of a score for molecules, trained on for some seconds on these minima; the score itself stays as it is.
 
     A score trained on stable molecules gives the strained, the charged and the radical ones little weight. Having seen
@@ -36,9 +36,19 @@ def adapted(score: Score, minima: Sequence[Atoms], seed: int, copy: int = 0, ste
         At least one.
     seed, copy : int
         Same score, minima, seed and copy: same result.
-    steps : int
-        Of training.
+    steps : int, optional
+        Of training; `STEPS` by default.
+
+    Raises
+    ------
+    RuntimeError
+        Where the training diverges.
     """
+    with one_thread():
+        return _adapted(score, minima, seed, copy, STEPS if steps is None else steps)
+
+
+def _adapted(score: Score, minima: Sequence[Atoms], seed: int, copy: int, steps: int) -> Score:
     structures = Structures.from_arrays((atoms.numbers, atoms.positions) for atoms in minima)
     rng, denoiser = np.random.default_rng((seed, copy)), deepcopy(score.denoiser).requires_grad_(True)
     size = int(np.clip(MOST_PAIRS // len(minima[0]) ** 2, 2, BATCH_SIZE))
@@ -55,4 +65,6 @@ def adapted(score: Score, minima: Sequence[Atoms], seed: int, copy: int = 0, ste
             loss.backward()
             torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
             optimizer.step()
+    if not all(torch.isfinite(weight).all() for weight in denoiser.parameters()):
+        raise RuntimeError("its weights are no longer finite")
     return Score(denoiser.requires_grad_(False), f"{score.name}, adapted", score.card, score.device)

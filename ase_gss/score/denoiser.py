@@ -74,8 +74,10 @@ class Denoiser(nn.Module):
         """The network's output F (A, 3); zero for context, without a net shift where all atoms have noise."""
         pairs = all_pairs(structure, n_structures)
         vectors = positions[pairs[1]] - positions[pairs[0]]
-        near = (vectors**2).sum(dim=1) < self.network.cutoff**2
-        if self.training or near.sum() < 0.7 * len(near):  # else the few far pairs, whose filters are 0, cost less
+        if self.training:
+            # Far pairs, whose filters are 0, cost memory. Where samples are made they stay: then sums over pairs do not
+            # depend, not even by rounding, on what is sampled along with a structure.
+            near = (vectors**2).sum(dim=1) < self.network.cutoff**2
             pairs, vectors = pairs[:, near], vectors[near]
         output = self.network(numbers, sigma, pairs, vectors)
         free = (sigma > 0).to(output.dtype)[:, None]

@@ -1,6 +1,8 @@
 """Model files, and the score as everything else sees it: numpy in, numpy out."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,17 @@ def save_model(denoiser: Denoiser | CrystalDenoiser, network: dict, card: dict, 
     unfinished = f"{path}.{os.getpid()}.part"
     torch.save({"format": FORMAT, "kind": kind, "network": network, "card": card, "state": state}, unfinished)
     os.replace(unfinished, path)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch keeps to one thread: its networks are small, and with more threads results could differ from a worker's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Score:
@@ -113,7 +126,7 @@ class Score:
         counts = np.bincount(structure)[:, None]
         centre = np.add.reduceat(positions, np.searchsorted(structure, np.arange(n_structures))) / counts
         centred = torch.as_tensor((positions - centre[structure]).astype(np.float32), device=self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread():
             clean = self.denoiser(
                 torch.as_tensor(numbers, device=self.device),
                 centred,
@@ -178,7 +191,7 @@ class CrystalScore(Score):
             arrays = [numbers[part], sigma[part], sigma_cell[start:end], pairs, vectors, owner]
             tensors = [torch.tensor(array, device=self.device) for array in arrays]
             tensors[1], tensors[2] = tensors[1].float(), tensors[2].float()
-            with torch.inference_mode():
+            with torch.inference_mode(), one_thread():
                 noise, strain = self.denoiser(*tensors)
             score[part] = -noise.double().cpu().numpy() / np.where(sigma[part] > 0, sigma[part], 1.0)[:, None]
             levels = np.where(sigma_cell[start:end] > 0, sigma_cell[start:end], 1.0)[:, None, None]
