@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: s; after SIGTERM what is under way may take so long. Queue systems wait 30 s or more before they kill.
 GRACE = 20.0
+#: Where a search is given no end.
+DEFAULT_CALLS = 4000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--trials", type=_positive, help="end after so many trials in all")
     search.add_argument(
-        "--max-calls", type=_positive, help="end after so many force calls in all; the trials under way are finished"
+        "--max-calls",
+        type=_positive,
+        help="end after so many force calls in all; the trials under way are finished (default: 4000)",
     )
     search.add_argument(
         "--fmax",
@@ -194,12 +198,13 @@ def _search(options: argparse.Namespace) -> int:
     numbers = parse_formula(options.formula)
     formula = formula_of(numbers, options.crystal)
     calculator = options.calculator or _default_calculator(options, numbers.tolist())
-    if options.trials is None and options.max_calls is None:
-        options.max_calls = 4000
-        print("Neither --trials nor --max-calls was given: the search ends after 4000 force calls.")
+    no_end = options.trials is None and options.max_calls is None
+    if no_end:
+        options.max_calls = DEFAULT_CALLS
     from ase.units import GPa
     from tqdm import tqdm
 
+    from ase_gss.calculators import CALCULATORS
     from ase_gss.report import ranking_table, summary, summary_text
     from ase_gss.search import GenerativeRSS, SearchError
     from ase_gss.workers import WorkersError
@@ -223,7 +228,7 @@ def _search(options: argparse.Namespace) -> int:
         fragments=options.fragments,
         verify=options.verify,
         refine=options.refine,
-        database=options.output or f"{formula}.db",
+        database=options.output or f"{options.formula if options.formula.isalnum() else formula}.db",
         seed=options.seed,
         workers=options.workers,
         executor=options.scheduler,
@@ -238,8 +243,12 @@ def _search(options: argparse.Namespace) -> int:
         units = "-".join(str(n) for n in sorted({min(search.system.units), max(search.system.units)}))
         kind = f"crystals of {units} × {len(search.numbers)} atoms, {options.pressure:g} GPa"
     else:
-        kind = f"{len(search.numbers)} atoms, charge {options.charge}, multiplicity {search.multiplicity}"
+        kind = f"molecule of {len(search.numbers)} atoms, charge {options.charge}, multiplicity {search.multiplicity}"
     print(f"Searching {formula} ({kind}) with {calculator}.")
+    if not options.crystal and calculator in CALCULATORS and CALCULATORS[calculator].model:
+        print(f"{calculator} is made for crystals: to search for those, add --crystal.")
+    if no_end:
+        print(f"Neither --trials nor --max-calls was given: the search ends after {DEFAULT_CALLS} force calls.")
     if search.trials:
         print(f"{search.archive.name}: going on after {search.trials} trials and {search.force_calls} force calls.")
     by_calls, unit = options.max_calls is not None, "eV/atom" if options.crystal else "eV"
@@ -350,7 +359,9 @@ def _export(options: argparse.Namespace) -> int:
         raise InputError(f"{options.database} has no minimum to export.")
     try:
         write(options.output, minima)
-    except (UnknownFileTypeError, OSError, ValueError) as error:
+    except UnknownFileTypeError as error:
+        raise InputError(f"{options.output} has no ending of a format that ASE writes: try .extxyz.") from error
+    except (OSError, ValueError) as error:
         raise InputError(f"{options.output} cannot be written: {error}.") from error
     print(f"{len(minima)} minima written to {options.output}")
     return 0

@@ -18,6 +18,8 @@ from ase_gss.model_hessian import filter_derivatives, model_hessian
 
 #: Å; steps taken within this distance of where the atoms are now say what the Hessian is here.
 _NEAR = 0.2
+#: By such a share the model may change the curvature that was seen along a step.
+_MOST_CHANGE = 0.5
 #: So many of the last steps are remembered: the time of a step must not grow with their number.
 _MOST_STEPS = 40
 #: Sine of the angle between a step and those after it from which on it says something that they do not.
@@ -42,10 +44,13 @@ class _Taken:
     def change_at(self, model: np.ndarray) -> np.ndarray:
         """How the gradient would change along the same direction where the model (3N, 3N) is another.
 
-        As far as the model was right it is followed: where it is far too stiff, its own changes mean little.
+        As far as the model was right it is followed: where it is far too stiff, its own changes mean little. And it may
+        change what was seen by so much and no more: it jumps where atoms pass through one another.
         """
         trust = np.clip(self.expected @ self.change / (self.expected @ self.expected), 0.0, 1.0)
-        return self.change + trust * (model @ self.direction - self.expected)
+        further = trust * (model @ self.direction - self.expected)
+        along, most = abs(self.direction @ further), _MOST_CHANGE * abs(self.direction @ self.change)
+        return self.change + further * (most / along if along > most else 1.0)
 
 
 class ModelBFGS(BFGS):

@@ -163,8 +163,8 @@ def summary_text(facts: dict[str, Any]) -> str:
     if facts["refined"]:
         checked = f", {facts['verified']} checked for imaginary modes" if facts["verified"] else ""
         text.append(
-            f"{facts['refined']} were refined{checked}; {facts['dropped_by_refinement']} turned out to be no minima "
-            "and are left out, and what fell together is merged."
+            f"{facts['refined']} were refined{checked}: what fell together is merged, and what is no minimum is left out "
+            f"({facts['dropped_by_refinement']})."
         )
     elif facts["minima"]:
         text.append("Not refined: some may be one minimum twice or not quite minima; `ase-gss refine` tells.")
@@ -174,12 +174,14 @@ def summary_text(facts: dict[str, Any]) -> str:
     if facts["hits"] >= ENOUGH_HITS:
         chance = max(100 * facts["chance_next_is_new"], 100 / facts["hits"])
         text.append(
-            f"A trial that ends in a minimum now meets a new one with a chance of about {chance:.0f} % (Good-Turing); "
+            f"A trial like all so far that ends in a minimum meets a new one with a chance of about {chance:.0f} % "
+            "(Good-Turing); "
             f"trials like these can reach at least {facts['reachable_at_least']:.0f} (Chao1)."
         )
         mean, low, high = facts["new_in_next_100_trials"]
         text.append(
-            f"The next 100 trials will meet about {mean:.0f} new ones; nine times of ten it is {low} to {high}."
+            f"The next 100 trials, going by the later ones, will meet about {mean:.0f} new ones; nine times of ten it is "
+            f"{low} to {high}."
             if high
             else "The next 100 trials will hardly meet a new one."
         )

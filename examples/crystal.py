@@ -13,7 +13,7 @@ if __name__ == "__main__":
         volume = atoms.get_volume() / len(atoms)
         print(f"{len(atoms)} atoms: {atoms.info['ranking_energy']:.4f} eV/atom, {volume:.2f} Å3/atom")
 
-    # Noise of 0.5 Å and the strain that belongs to it, taken away again: no force call until the hand-off.
+    # Noise of 0.5 Å and the strain that belongs to it, taken away again without a single force call.
     atoms = bulk("MgO", "rocksalt", a=4.2, cubic=True)
     dynamics = GSSDynamics(atoms, coupling="diffusion", sigma_start=0.5, rng=np.random.default_rng(0), logfile="-")
     dynamics.run()

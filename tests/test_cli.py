@@ -32,7 +32,7 @@ def test_search_ends_in_a_table(tmp_path, capsys, monkeypatch):
     assert main([*SEARCH, "--trials", "5"]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[0] == "Searching Ar5 (5 atoms, charge 0, multiplicity 1) with lj."
+    assert lines[0] == "Searching Ar5 (molecule of 5 atoms, charge 0, multiplicity 1) with lj."
     assert any(line.split()[:3] == ["rank", "dE/eV", "energy/eV"] for line in lines)
     assert "Ar5: 5 trials" in out
     assert (tmp_path / "Ar5.db").exists()
