@@ -1,7 +1,7 @@
 """How complete is a list of minima? Estimates from how often each was met.
 
-All of them take trials as independent and made in the same way (`predict_new`, on request, only the later ones). In a search whose regimes follow what they find that is
-roughly so for some hundred trials ahead, and for no longer.
+All of them take trials as independent and made in the same way (`predict_new`, on request, only the later ones). In a
+search whose regimes follow what they find that is roughly so for some hundred trials ahead, and for no longer.
 """
 
 from collections.abc import Sequence

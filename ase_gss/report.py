@@ -163,8 +163,8 @@ def summary_text(facts: dict[str, Any]) -> str:
     if facts["refined"]:
         checked = f", {facts['verified']} checked for imaginary modes" if facts["verified"] else ""
         text.append(
-            f"{facts['refined']} were refined{checked}: what fell together is merged, and what is no minimum is left out "
-            f"({facts['dropped_by_refinement']})."
+            f"{facts['refined']} were refined{checked}: what fell together is merged, and what is no minimum "
+            f"is left out ({facts['dropped_by_refinement']})."
         )
     elif facts["minima"]:
         text.append("Not refined: some may be one minimum twice or not quite minima; `ase-gss refine` tells.")
@@ -180,8 +180,8 @@ def summary_text(facts: dict[str, Any]) -> str:
         )
         mean, low, high = facts["new_in_next_100_trials"]
         text.append(
-            f"The next 100 trials, going by the later ones, will meet about {mean:.0f} new ones; nine times of ten it is "
-            f"{low} to {high}."
+            f"The next 100 trials, going by the later ones, will meet about {mean:.0f} new ones; "
+            f"nine times of ten it is {low} to {high}."
             if high
             else "The next 100 trials will hardly meet a new one."
         )

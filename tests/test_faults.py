@@ -137,7 +137,7 @@ def test_struck_while_trials_are_sampled_together(tmp_path):
         while_sampled = [way for way, call in struck.values() if call <= 4]
         return len(struck) == 4 and all(way in while_sampled for way in REASONS)
 
-    found, peaceful, struck = under_fire(tmp_path / "struck.db", 10, 0.006, enough, **keywords)
+    found, peaceful, struck = under_fire(tmp_path / "struck.db", 10, 0.012, enough, **keywords)
     for number, (ended, reason, calls, *rest) in found.items():
         if number in struck:
             way, call = struck[number]
