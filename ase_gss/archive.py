@@ -12,7 +12,17 @@ from ase import Atoms
 
 from ase_gss.database import SCHEMA, ArchiveError, as_dict, database_at
 from ase_gss.errors import InputError
-from ase_gss.records import Record, Refined, record_of, record_of_values, refined_of_row, values_of, values_of_refined
+from ase_gss.frames import Frames
+from ase_gss.records import (
+    Record,
+    Refined,
+    data_of,
+    record_of,
+    record_of_values,
+    refined_of_row,
+    values_of,
+    values_of_refined,
+)
 from ase_gss.reservations import Reservations, overlap
 from ase_gss.settings import check_settings
 from ase_gss.trial import Ended, Trial
@@ -66,6 +76,7 @@ class Archive:
         self._refined_seen: set[int] = set()
         self._last_row = 0  # up to here the database has been read
         self._ends: dict[int, Atoms] = {}  # without a database all, else those that came last
+        self._frames: dict[int, Frames] = {}  # only without a database
         self._reservations = Reservations()
         self._reserved: list[range] = []
         self._full = 0  # all trials below this number are finished
@@ -114,7 +125,7 @@ class Archive:
             Where they could not be written; the call can be repeated.
         """
         seed = self.metadata["settings"]["seed"]
-        rows = self._write([(trial.atoms, values_of(trial, seed)) for trial in trials])
+        rows = self._write([(trial.atoms, values_of(trial, seed), data_of(trial)) for trial in trials])
         if self._database is not None:
             self._ends = {}
         if None in rows:
@@ -123,6 +134,8 @@ class Archive:
         for record, row, trial in zip(new, rows, trials, strict=True):
             self._keep(record, row)
             self._ends[record.number] = trial.atoms
+            if self._database is None and trial.frames is not None:
+                self._frames[record.number] = trial.frames
         return new
 
     def append_refined(self, refined: Refined) -> None:
@@ -133,7 +146,7 @@ class Archive:
         ArchiveError
             Where it could not be written.
         """
-        (row,) = self._write([(refined.atoms, values_of_refined(refined))])
+        (row,) = self._write([(refined.atoms, values_of_refined(refined), {})])
         self._keep_refined(refined, row)
 
     def refresh(self) -> list[Record]:
@@ -202,6 +215,33 @@ class Archive:
                     atoms = self._ends.get(record.number)
                     atoms = rows.pop(self._rows[record.number]).toatoms() if atoms is None else atoms
                 yield record, atoms
+
+    def frames(self, below: int, most: int) -> Iterator[Frames]:
+        """What the trials below this number went through, where it was kept: of the last ones up to `most` frames.
+
+        Raises
+        ------
+        ArchiveError
+            Where the database cannot be read.
+        """
+        calls, numbers = 0, []
+        for record in sorted(self.records, key=lambda record: -record.number):
+            if record.number < below and record.force_calls:
+                calls += record.force_calls
+                if calls > most:
+                    break
+                numbers.append(record.number)
+        numbers.reverse()
+        if self._database is None:
+            yield from (self._frames[number] for number in numbers if number in self._frames)
+            return
+        for start in range(0, len(numbers), _CHUNK):
+            rows = [self._rows[number] for number in numbers[start : start + _CHUNK]]
+            with self._database.reading():
+                found = self._read_rows(rows, include_data=True)
+            for row in rows:
+                if (frames := Frames.of_data(found[row].data)) is not None:
+                    yield frames
 
     def reserve(self, size: int, last: int | None = None) -> list[int]:
         """Reserve for this archive what is unfinished of a generation, until it is finished or given back.
@@ -355,24 +395,24 @@ class Archive:
             start += size
         return []
 
-    def _write(self, rows: list[tuple[Atoms, dict]]) -> list[int | None]:
+    def _write(self, rows: list[tuple[Atoms, dict, dict]]) -> list[int | None]:
         """Write rows; returns their ids, None for a trial that is there already.
 
         It may be there because an interrupt came after the commit and before anybody knew, or from another search.
         """
         if self._database is None:
-            return [None if values.get("trial") in self._rows else 0 for _, values in rows]
+            return [None if values.get("trial") in self._rows else 0 for _, values, _ in rows]
         self._make()
         ids: list[int | None] = []
         with self._database.transaction() as cursor:
-            for atoms, values in rows:
+            for atoms, values, data in rows:
                 there = None
                 if "trial" in values:
                     cursor.execute(
                         "SELECT id FROM number_key_values WHERE key = 'trial' AND value = ?", (values["trial"],)
                     )
                     there = cursor.fetchone()
-                ids.append(self._database.ase.write(atoms, **values) if there is None else None)
+                ids.append(self._database.ase.write(atoms, data=data, **values) if there is None else None)
             self._reservations.beat(cursor)
         return ids
 
@@ -393,9 +433,11 @@ class Archive:
             if refined.ended is Ended.MINIMUM:
                 self._refined_rows[refined.number] = row
 
-    def _read_rows(self, ids: list[int]) -> dict[int, Any]:
+    def _read_rows(self, ids: list[int], include_data: bool = False) -> dict[int, Any]:
         """The rows with these ids, which lie close together; within `reading`."""
         if not ids:
             return {}
         wanted, between = set(ids), f"id>={min(ids)},id<={max(ids)}"
-        return {row.id: row for row in self._database.ase.select(between, include_data=False) if row.id in wanted}
+        return {
+            row.id: row for row in self._database.ase.select(between, include_data=include_data) if row.id in wanted
+        }

@@ -12,8 +12,10 @@ from ase_gss.archive import Archive, Record
 from ase_gss.budget import Expectation
 from ase_gss.failures import Failures, SearchError
 from ase_gss.found import Found
+from ase_gss.frames import Frames
 from ase_gss.ledger import GENERATION, Familiarity
 from ase_gss.lesson import Lesson
+from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
 from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
@@ -21,6 +23,8 @@ from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
 #: Generation m knows what the generations up to m - LAG have found and nothing else: then a trial depends neither on
 #: the number of workers nor on where a search was stopped, and so many generations may be under way at once.
 LAG = 3
+#: Forces are learned from at most so many of the last force calls.
+MOST_FRAMES = 20_000
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
 #: The database is told so often (s) that this search is alive.
@@ -62,7 +66,7 @@ class Generation:
     @property
     def may_be_sampled(self) -> bool:
         """There are trials to sample, and what they need has been learned."""
-        return bool(self.unsampled) and (self.lesson is None or bool(self.lesson.scores))
+        return bool(self.unsampled) and (self.lesson is None or self.lesson.learned is not None)
 
 
 class Driver:
@@ -209,7 +213,7 @@ class Driver:
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
-            lesson = self._last_lesson() if any(trial.learned for trial in begun) else None
+            lesson = self._last_lesson() if unsampled and self.plan.learns and self.found.ledger.lesson else None
             self._open.append(Generation(index, by_number, unsampled, ready, familiarity, lesson))
             self._open.sort(key=lambda generation: generation.index)
 
@@ -217,7 +221,8 @@ class Driver:
         """The last lesson as of now: a new one, or the one that has begun."""
         number = self.found.ledger.lesson
         if self._lesson is None or self._lesson.number != number:
-            self._lesson = Lesson(number, [self.archive.atoms_of(each) for each in self.found.ledger.lesson_minima])
+            minima = [self.archive.atoms_of(each) for each in self.found.ledger.lesson_minima]
+            self._lesson = Lesson(number, minima, Frames.joined(self.archive.frames(number, MOST_FRAMES)))
         return self._lesson
 
     def _next_job(self, max_calls: int | None) -> Job | None:
@@ -252,8 +257,7 @@ class Driver:
         together = [number for number in generation.ready if size == 1 or number not in generation.alone][:size]
         for number in together:
             generation.ready.remove(number)
-        known = self.found.memory.first_ends(_known_before(generation.index)) if self.recognise else None
-        return Job("relax", tuple(generation.trials[number] for number in together), known)
+        return Job("relax", tuple(generation.trials[number] for number in together), self._known_ends(generation))
 
     def _sampling_job(self, generation: Generation, left: int | None) -> Job:
         """All of a generation that is not sampled, as far as the budget (force calls) is good for it."""
@@ -264,9 +268,15 @@ class Driver:
             trials = trials[: self._expected.affordable(left, sampling)]
         for trial in trials:
             generation.unsampled.remove(trial.number)
-        # Networks travel only with those that take them.
-        adapted = generation.lesson.scores if any(trial.learned for trial in trials) else ()
-        return Job("sample", tuple(trials), adapted=adapted)
+        learned = None if generation.lesson is None else generation.lesson.learned
+        if learned is not None and not any(trial.learned for trial in trials):
+            learned = learned.without_scores()
+        known = None if learned is None else self._known_ends(generation)
+        return Job("sample", tuple(trials), known, learned)
+
+    def _known_ends(self, generation: Generation) -> KnownEnds | None:
+        """What relaxations of this generation may be recognised to head for."""
+        return self.found.memory.first_ends(_known_before(generation.index)) if self.recognise else None
 
     def _collect(self) -> None:
         """Take what the crew has done."""

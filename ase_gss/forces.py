@@ -32,6 +32,8 @@ class CountedCalculator(Calculator):
     ----------
     calls : int
         Force calls so far, failed ones included.
+    visited : list, optional
+        Where it is a list, positions and forces (N, 3) of every call that has not failed are appended.
     """
 
     def __init__(self, calculator: Calculator) -> None:
@@ -39,6 +41,7 @@ class CountedCalculator(Calculator):
         self.calculator = calculator
         self.implemented_properties = list(calculator.implemented_properties)
         self.calls = 0
+        self.visited: list[tuple[np.ndarray, np.ndarray]] | None = None
 
     def calculate(self, atoms: Atoms | None = None, properties=None, system_changes=all_changes) -> None:
         """Energy and forces, and whatever else `properties` asks for."""
@@ -65,6 +68,8 @@ class CountedCalculator(Calculator):
             self.calculator.reset()
             raise CalculatorFailure(f"the calculator returned {words} not finite")
         self.results = results
+        if self.visited is not None:
+            self.visited.append((self.atoms.positions.copy(), results["forces"]))
 
     def calculate_batch(
         self, structures: Sequence[Atoms], stress: bool, callers: Sequence[int], again: bool = False

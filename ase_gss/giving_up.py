@@ -33,10 +33,13 @@ class GivingUp:
     ----------
     recognised : int or None
         Trial whose end this relaxation heads for.
+    reason : str
+        Why it was given up; empty as long as it is not.
     """
 
     def __init__(self, sampled: bool, known: KnownEnds | None = None) -> None:
         self.recognised: int | None = None
+        self.reason = ""
         self._sampled, self._known = sampled, known
         self._looks = 0
 
@@ -44,11 +47,10 @@ class GivingUp:
         """Reason to give up at these positions, or None."""
         step, self._looks = INTERVAL * self._looks, self._looks + 1
         if reason := fallen_apart(atoms, self._longest(step)):
-            return reason
-        if self._known is None or not step:
-            return None
-        self.recognised = self._known.recall(atoms)
-        return None if self.recognised is None else f"heads for the end of trial {self.recognised}"
+            self.reason = reason
+        elif self._known is not None and step and (known := self._known.recall(atoms)) is not None:
+            self.recognised, self.reason = known, f"heads for the end of trial {known}"
+        return self.reason or None
 
     def _longest(self, step: int) -> float:
         """Bonds may be so many sums of covalent radii long."""

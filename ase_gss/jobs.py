@@ -6,8 +6,10 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from ase.calculators.calculator import Calculator
+
 from ase_gss.errors import InputError
-from ase_gss.lesson import Part
+from ase_gss.lesson import Learned, Part
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.stages import relax, sample
@@ -30,9 +32,9 @@ class Job:
     trials : tuple of Trial
         As they are before it; none for a lesson.
     known : KnownEnds, optional
-        Ends that a relaxation may be recognised to head for.
-    adapted : tuple of callable
-        The scores that have learned, for the trials that take one of them.
+        Ends that a relaxation, also one with learned forces, may be recognised to head for.
+    learned : Learned, optional
+        For samples: what the search has learned.
     part : Part, optional
         Of a lesson.
     """
@@ -40,7 +42,7 @@ class Job:
     stage: str
     trials: tuple[Trial, ...]
     known: KnownEnds | None = None
-    adapted: tuple[ScoreFunction, ...] = ()
+    learned: Learned | None = None
     part: Part | None = None
 
     @property
@@ -79,12 +81,12 @@ class WorkersError(RuntimeError):
     """The workers as a whole cannot go on; the message says why."""
 
 
-def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction:
-    """Take the trials through the stage, and return them changed; of a lesson the score that has learned."""
+def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction | Calculator:
+    """Take the trials through the stage, and return them changed; of a lesson what has been learned."""
     if job.stage == "learn":
         return plan.learn(job.part)
     if job.stage == "sample":
-        sample(job.trials, plan, job.adapted)
+        sample(job.trials, plan, job.learned, job.known)
     elif job.stage == "relax":
         relax(job.trials, plan, job.known)
     else:

@@ -17,7 +17,7 @@ from math import inf
 #: Generation m is the trials from m times this number on; they go through the sampler together.
 GENERATION = 16
 #: The first lesson of a search that learns is after so many force calls, and each of the next after so many times more.
-FIRST_LESSON, MORE = 500, 1.6
+FIRST_LESSON, MORE = 150, 2.0
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
-"""A lesson: copies of the score learn from the minima found so far, each in a job of its own."""
+"""A lesson: what a search learns from the trials so far, each part of it in a job of its own.
+
+Copies of the score learn from the minima, and another copy of its network learns the forces.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 
+from ase_gss.frames import Frames
 from ase_gss.walk import ScoreFunction
 
 #: So many deaths of workers a lesson survives: its parts are begun again.
@@ -13,24 +19,44 @@ DEATHS = 4
 
 @dataclass(frozen=True)
 class Part:
-    """What one copy of the score is to learn, as plain data: it pickles.
+    """What one copy of the network is to learn, as plain data: it pickles.
 
     Attributes
     ----------
     lesson : int
         The lesson is from the trials below this number.
     copy : int
-        Which copy.
+        Which copy: those of the score count from 0; the forces come last.
     steps : int
         Of its training.
-    minima : tuple of Atoms
-        What is to be learned.
+    matter : tuple of Atoms or Frames
+        What is to be learned: minima by a score, or forces.
     """
 
     lesson: int
     copy: int
     steps: int
-    minima: tuple[Atoms, ...]
+    matter: tuple[Atoms, ...] | Frames
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What has been learned.
+
+    Attributes
+    ----------
+    scores : tuple of callable
+        The scores, which trials take in turn.
+    forces : Calculator, optional
+        What samples are relaxed with before they cost a force call.
+    """
+
+    scores: tuple[ScoreFunction, ...]
+    forces: Calculator | None = None
+
+    def without_scores(self) -> Self:
+        """The forces alone: networks travel only with those that take them."""
+        return replace(self, scores=())
 
 
 class Lesson:
@@ -41,29 +67,37 @@ class Lesson:
     number : int
         It is from the trials below this number.
     minima : sequence of Atoms
-        What is to be learned.
+        What the score is to learn.
+    frames : Frames, optional
+        What forces are to be learned from; without any, none are.
     """
 
-    def __init__(self, number: int, minima: Sequence[Atoms]) -> None:
-        from ase_gss.score import adapt  # torch is needed only here
+    def __init__(self, number: int, minima: Sequence[Atoms], frames: Frames | None) -> None:
+        from ase_gss.score import adapt, learned_forces  # torch is needed only here
 
         self.number = number
+        self._copies = adapt.COPIES
         self._to_do = [Part(number, copy, adapt.STEPS, tuple(minima)) for copy in range(adapt.COPIES)]
-        self._learned: list[ScoreFunction | None] = [None] * adapt.COPIES
+        if frames is not None:
+            self._to_do.append(Part(number, adapt.COPIES, learned_forces.STEPS, frames))
+        self._missing = len(self._to_do)
+        self._learned: dict[int, ScoreFunction | Calculator] = {}
         self._lost = 0
 
     @property
-    def scores(self) -> tuple[ScoreFunction, ...]:
-        """The copies that have learned; none as long as one is missing."""
-        return () if any(score is None for score in self._learned) else tuple(self._learned)
+    def learned(self) -> Learned | None:
+        """What has been learned; None as long as a part is missing."""
+        if len(self._learned) < self._missing:
+            return None
+        return Learned(tuple(self._learned[copy] for copy in range(self._copies)), self._learned.get(self._copies))
 
     def next_part(self) -> Part | None:
         """The next part that nobody has begun, which is begun herewith; None where there is none."""
         return self._to_do.pop(0) if self._to_do else None
 
-    def take_back(self, part: Part, score: ScoreFunction) -> None:
+    def take_back(self, part: Part, learned: ScoreFunction | Calculator) -> None:
         """A copy has learned."""
-        self._learned[part.copy] = score
+        self._learned[part.copy] = learned
 
     def lose(self, part: Part) -> bool:
         """A part is lost; whether it is worth another attempt."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 
 from ase_gss.batch import check_batches
 from ase_gss.calculators import calculator_source, check_elements
@@ -13,6 +14,7 @@ from ase_gss.composition import same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator
+from ase_gss.frames import Frames
 from ase_gss.ledger import GENERATION, Ledger
 from ase_gss.lesson import Part
 from ase_gss.regimes import ADAPTIVE, KNOWN, NOISE, RANDOM, Regime, choose
@@ -169,11 +171,14 @@ class Plan:
             "max_steps": self.max_steps,
         }
 
-    def learn(self, part: Part) -> ScoreFunction:
-        """The score as a part of a lesson has taught it."""
+    def learn(self, part: Part) -> ScoreFunction | Calculator:
+        """The score, or the forces, as a part of a lesson has taught them."""
         from ase_gss.score.adapt import adapted  # torch is needed only here
+        from ase_gss.score.learned_forces import learn_forces
 
-        return adapted(self.score, part.minima, self.seed, part.copy, part.steps)
+        if isinstance(part.matter, Frames):
+            return learn_forces(self.score, self.system.numbers, part.matter, self.seed, part.steps)
+        return adapted(self.score, part.matter, self.seed, part.copy, part.steps)
 
     def begin_generation(self, index: int, numbers: Sequence[int], ledger: Ledger, end_of: Callable) -> list[Trial]:
         """The trials with these numbers, which are all of generation `index` or what is left of it.

@@ -115,6 +115,11 @@ def values_of(trial: Trial, seed: int) -> dict[str, Any]:
     }
 
 
+def data_of(trial: Trial) -> dict[str, Any]:
+    """The data of a finished trial's row."""
+    return {} if trial.frames is None else trial.frames.as_data()
+
+
 def record_of_values(values: dict[str, Any], energy: float | None) -> Record:
     """The record for a row with these key-value pairs and this energy in eV."""
     return Record(

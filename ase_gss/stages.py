@@ -10,9 +10,12 @@ import numpy as np
 
 from ase_gss.batch import together
 from ase_gss.forces import CalculatorFailure, CountedCalculator
+from ase_gss.frames import Frames
 from ase_gss.giving_up import GivingUp
+from ase_gss.lesson import Learned
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
+from ase_gss.prerelax import prerelax
 from ase_gss.relax import known_warnings_ignored
 from ase_gss.trial import Ended, Need, Trial
 from ase_gss.walk import ScoreFunction, complete, propose
@@ -21,21 +24,28 @@ from ase_gss.walk import ScoreFunction, complete, propose
 Physical = tuple[np.ndarray | None, np.ndarray | None]
 
 
-def sample(trials: Sequence[Trial], plan: Plan, adapted: Sequence[ScoreFunction] = ()) -> None:
+def sample(trials: Sequence[Trial], plan: Plan, learned: Learned | None = None, known: KnownEnds | None = None) -> None:
     """Take every trial to the end of its schedule; those that need no score are left as they are.
 
     Parameters
     ----------
     trials, plan : sequence of Trial, Plan
         What to do.
-    adapted : sequence of callable
-        The scores for those whose regime takes one that has learned, which they take in turn by their numbers.
+    learned : Learned, optional
+        What the search has learned: scores for those whose regime takes one that has, in turn by their numbers, and
+        forces that all samples are relaxed with.
+    known : KnownEnds, optional
+        Ends that this may come to.
     """
     _sample({place: trial for place, trial in enumerate(trials) if not trial.learned}, plan, plan.score)
-    learned = {place: trial for place, trial in enumerate(trials) if trial.learned}
-    for copy, score in enumerate(adapted):
-        its = {place: trial for place, trial in learned.items() if trial.number % len(adapted) == copy}
+    if learned is None:
+        return
+    apprentices = {place: trial for place, trial in enumerate(trials) if trial.learned}
+    for copy, score in enumerate(learned.scores):
+        its = {place: trial for place, trial in apprentices.items() if trial.number % len(learned.scores) == copy}
         _sample(its, plan, score)
+    if learned.forces is not None:
+        prerelax(trials, plan, learned.forces, known)
 
 
 def _sample(trials: Mapping[int, Trial], plan: Plan, score: ScoreFunction | None) -> None:
@@ -103,6 +113,8 @@ def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: Counte
     """Hand one structure to the optimizer and judge its end."""
     atoms = trial.sampled()
     atoms.calc = calculator
+    if plan.learns:
+        calculator.visited = []
     giving_up = GivingUp(trial.score_calls > 0, known) if trial.gives_up else None
     outcome = plan.system.relax(
         atoms,
@@ -112,6 +124,7 @@ def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: Counte
         max_steps=plan.max_steps,
     )
     trial.force_calls += calculator.calls
+    trial.frames = Frames.of(calculator.visited or ())
     ended, reason = Ended.MINIMUM, ""
     if outcome.failed:
         ended, reason = Ended.CALCULATOR, outcome.reason

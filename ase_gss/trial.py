@@ -7,6 +7,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from ase_gss.frames import Frames
 from ase_gss.walk import Walk
 
 
@@ -65,6 +66,8 @@ class Trial:
         It is sampled with the score that the search has adapted.
     bonds : str
         Bonding graph of the sampled structure, where it was looked at.
+    frames : Frames, optional
+        What its relaxation went through, where the search learns from it.
     """
 
     number: int
@@ -79,6 +82,7 @@ class Trial:
     gives_up: bool = True
     learned: bool = False
     bonds: str = ""
+    frames: Frames | None = None
 
     @property
     def score_calls(self) -> int:

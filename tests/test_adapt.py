@@ -16,8 +16,9 @@ from ase_gss.bonds import bonding_graph, graph_key
 from ase_gss.coupling import Hot
 from ase_gss.errors import InputError
 from ase_gss.ledger import Entry, Ledger
+from ase_gss.lesson import Learned
 from ase_gss.schedule import Schedule
-from ase_gss.score import adapt, load_score
+from ase_gss.score import adapt, learned_forces, load_score
 from ase_gss.search import SearchError
 from ase_gss.stages import sample
 from ase_gss.systems import Molecule
@@ -35,7 +36,7 @@ def shares(score, n: int = 48) -> dict[str, float]:
     for number in range(n):
         atoms, walk = system.walk_from_noise(np.random.default_rng(number), schedule, coupling)
         trials.append(Trial(number, atoms, walk, learned=True))
-    sample(trials, SimpleNamespace(system=system, score=None, batch=1), (score, score))
+    sample(trials, SimpleNamespace(system=system, score=None, batch=1), Learned((score, score)))
     keys = [graph_key(bonding_graph(trial.sampled())) for trial in trials]
     return {key: keys.count(key) / n for key in set(keys)}
 
@@ -85,6 +86,7 @@ def test_lessons_do_not_depend_on_when_they_are_asked_for(calls, stops):
 def quick(monkeypatch):
     monkeypatch.setattr(ledger, "FIRST_LESSON", 60)
     monkeypatch.setattr(adapt, "STEPS", 3)
+    monkeypatch.setattr(learned_forces, "STEPS", 20)
 
 
 def books(search):

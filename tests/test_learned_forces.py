@@ -1,0 +1,164 @@
+"""Forces that a search learns from its force calls, and samples that are relaxed with them."""
+
+import pickle
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from scipy.spatial.transform import Rotation
+
+from ase_gss import GenerativeRSS, ledger
+from ase_gss.archive import Archive
+from ase_gss.forces import CountedCalculator
+from ase_gss.frames import Frames
+from ase_gss.lesson import Learned
+from ase_gss.relax import hand_off
+from ase_gss.score import adapt, load_score
+from ase_gss.score.learned_forces import LARGEST_FORCE, LearnedForces, learn_forces
+from ase_gss.stages import sample
+from ase_gss.trial import Ended
+
+WATER = Atoms("OH2", positions=[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+
+
+def visited(n: int, seed: int = 0) -> Frames:
+    """EMT's forces on distorted water molecules, a relaxed one in their middle."""
+    rng, pairs, relaxed = np.random.default_rng(seed), [], WATER.copy()
+    relaxed.calc = EMT()
+    hand_off(relaxed, fmax=0.01)
+    for _ in range(n):
+        atoms = relaxed.copy()
+        atoms.positions += rng.normal(0, 0.08, (3, 3))
+        atoms.calc = EMT()
+        pairs.append((atoms.positions.copy(), atoms.get_forces()))
+    return Frames.of(pairs)
+
+
+@pytest.fixture(scope="module")
+def forces() -> LearnedForces:
+    return learn_forces(load_score("molecules"), WATER.numbers, visited(100), seed=0)
+
+
+def given_for(forces: Calculator, positions: np.ndarray) -> np.ndarray:
+    return forces.calculate_batch([Atoms("OH2", positions=positions)])[0]["forces"]
+
+
+def test_they_are_those_of_the_calculator_on_structures_not_seen(forces):
+    others = visited(30, seed=1)
+    given = np.array([given_for(forces, positions) for positions in others.positions])
+    off, size = np.sqrt(np.mean((given - others.forces) ** 2)), np.sqrt(np.mean(others.forces**2))
+    assert off < 0.25 * size
+
+
+def test_they_turn_with_the_molecule_and_do_not_push_it(forces):
+    turn = Rotation.from_euler("xyz", [0.3, 1.1, -0.7]).as_matrix()
+    there = given_for(forces, WATER.positions @ turn.T + 50.0)
+    assert np.allclose(there, given_for(forces, WATER.positions) @ turn.T, atol=1e-4)
+    assert np.allclose(there.sum(axis=0), 0, atol=1e-4)
+
+
+def test_same_frames_and_seed_same_forces_and_a_copy_in_another_process_is_the_same():
+    score, frames = load_score("molecules"), visited(10)
+    once, again, other = (learn_forces(score, WATER.numbers, frames, seed, 3) for seed in (1, 1, 2))
+    expected = given_for(once, WATER.positions)
+    assert np.array_equal(given_for(again, WATER.positions), expected)
+    assert np.array_equal(given_for(pickle.loads(pickle.dumps(once)), WATER.positions), expected)
+    assert not np.array_equal(given_for(other, WATER.positions), expected)
+
+
+def test_atoms_on_one_another_are_not_learned_but_where_there_is_nothing_else(forces):
+    frames, score = visited(100), load_score("molecules")
+    wild = Frames(np.zeros((1, 3, 3), np.float32), np.full((1, 3, 3), 100 * LARGEST_FORCE, np.float32))
+    same = learn_forces(score, WATER.numbers, Frames.joined([frames, wild]), seed=0)
+    assert np.array_equal(given_for(same, WATER.positions), given_for(forces, WATER.positions))
+    learn_forces(score, WATER.numbers, Frames(WATER.positions[None], wild.forces), seed=0, steps=2)
+
+
+def sampled(plan, learned):
+    trials = [plan.begin(number) for number in range(12)]
+    sample(trials, plan, learned)
+    return trials
+
+
+def calls_to_minima(trials) -> int:
+    calls = 0
+    for trial in trials:
+        atoms = trial.sampled()
+        atoms.calc = counted = CountedCalculator(EMT())
+        assert hand_off(atoms).converged
+        calls += counted.calls
+    return calls
+
+
+def test_samples_that_are_relaxed_with_them_take_fewer_force_calls(forces):
+    plan = GenerativeRSS("H2O", "emt", coupling="diffusion", seed=0).plan
+    bare, better = sampled(plan, None), sampled(plan, Learned((), forces))
+    assert calls_to_minima(better) < 0.8 * calls_to_minima(bare)
+    assert all(mine.score_calls > its.score_calls for mine, its in zip(better, bare, strict=True))
+
+
+class Repelling(Calculator):
+    """Drives all atoms apart, or gives nothing that is a number."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def calculate_batch(self, structures, stress=False):
+        forces = [atoms.positions - atoms.positions.mean(axis=0) for atoms in structures]
+        return [{"energy": 0.0, "forces": self.strength * each} for each in forces]
+
+
+def test_what_falls_apart_with_them_costs_no_force_call():
+    plan = GenerativeRSS("H2O", "emt", coupling="diffusion", seed=0).plan
+    for trial in sampled(plan, Learned((), Repelling(20.0))):
+        assert (trial.ended, trial.force_calls) == (Ended.FRAGMENTS, 0)
+        assert trial.reason == "fallen apart, with learned forces"
+
+
+def test_forces_that_are_no_numbers_leave_the_samples_as_they_are():
+    plan = GenerativeRSS("H2O", "emt", coupling="diffusion", seed=0).plan
+    pairs = zip(sampled(plan, Learned((), Repelling(np.nan))), sampled(plan, None), strict=True)
+    for mine, its in pairs:
+        assert mine.ended is None
+        assert np.array_equal(mine.walk.positions, its.walk.positions)
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_search_that_learns_keeps_what_its_relaxations_went_through(in_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "FIRST_LESSON", 10**6)
+    search = GenerativeRSS("CH2O", "emt", seed=0, database=tmp_path / "x.db" if in_file else None)
+    search.run(trials=20)
+    archive = Archive(tmp_path / "x.db") if in_file else search.archive
+    parts = list(archive.frames(below=20, most=10**6))
+    failed = sum(record.ended is Ended.CALCULATOR for record in archive.records)
+    assert 0 <= search.force_calls - sum(len(part) for part in parts) <= failed
+    few = list(archive.frames(below=12, most=40))
+    assert 0 < sum(len(part) for part in few) <= 40
+    spent = {record.number: record.force_calls for record in archive.records}
+    last = max(number for number in spent if number < 12 and spent[number])
+    assert len(few[-1]) == spent[last]
+    end = archive.atoms_of(last)
+    if end.calc is not None:
+        assert np.allclose(few[-1].positions[-1], end.positions, atol=1e-5)
+        assert np.allclose(few[-1].forces[-1], end.get_forces(), atol=1e-4)
+
+
+def test_a_search_that_does_not_learn_keeps_nothing_of_it(tmp_path):
+    GenerativeRSS("CH2O", "emt", adapt=False, database=tmp_path / "x.db").run(trials=4)
+    assert not list(Archive(tmp_path / "x.db").frames(below=4, most=10**6))
+
+
+def test_a_search_relaxes_with_what_it_has_learned(monkeypatch):
+    monkeypatch.setattr(ledger, "FIRST_LESSON", 60)
+    monkeypatch.setattr(adapt, "STEPS", 2)
+    search = GenerativeRSS("CH2O", "emt", seed=3)
+    search.run(trials=96)
+    steps = max(regime.schedule.n_steps for regime in search.plan.regimes)
+    further = [r.number for r in search.archive.records if r.regime in ("hot", "diffusion") and r.score_calls > steps]
+    assert further
+    assert min(further) >= 48  # three generations after the lesson at the soonest
