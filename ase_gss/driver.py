@@ -213,7 +213,7 @@ class Driver:
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
-            lesson = self._last_lesson() if unsampled and self.plan.learns and self.found.ledger.lesson else None
+            lesson = self._last_lesson() if any(trial.learned for trial in begun) else None
             self._open.append(Generation(index, by_number, unsampled, ready, familiarity, lesson))
             self._open.sort(key=lambda generation: generation.index)
 
@@ -269,8 +269,8 @@ class Driver:
         for trial in trials:
             generation.unsampled.remove(trial.number)
         learned = None if generation.lesson is None else generation.lesson.learned
-        if learned is not None and not any(trial.learned for trial in trials):
-            learned = learned.without_scores()
+        if not any(trial.learned for trial in trials):
+            learned = None  # networks travel only with those that take them
         known = None if learned is None else self._known_ends(generation)
         return Job("sample", tuple(trials), known, learned)
 

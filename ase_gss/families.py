@@ -15,6 +15,8 @@ MOLECULES = (
     Regime("rss", Diffusion(), Schedule(n_steps=0), RANDOM, promise=0.3),
     Regime("learned", Hot(0.7), Schedule(), NOISE, promise=2.0, learned=True),
     Regime("learned-hotter", Hot(0.5, hot_above=0.1), Schedule(), NOISE, promise=2.0, learned=True),
+    Regime("settled", Hot(0.7), Schedule(), NOISE, promise=4.0, learned=True, settled=True),
+    Regime("settled-hotter", Hot(0.5, hot_above=0.1), Schedule(), NOISE, promise=4.0, learned=True, settled=True),
 )
 CRYSTALS = (
     Regime("diffusion", Diffusion(), CRYSTAL_SCHEDULE, NOISE),

@@ -4,8 +4,7 @@ Copies of the score learn from the minima, and another copy of its network learn
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 from ase import Atoms
 from ase.calculators.calculator import Calculator
@@ -53,10 +52,6 @@ class Learned:
 
     scores: tuple[ScoreFunction, ...]
     forces: Calculator | None = None
-
-    def without_scores(self) -> Self:
-        """The forces alone: networks travel only with those that take them."""
-        return replace(self, scores=())
 
 
 class Lesson:

@@ -232,7 +232,15 @@ class Plan:
             walk = system.walk_from(atoms, rng, schedule, coupling)
             if regime.samples and getattr(system, "symmetry", False):
                 walk.symmetry = Symmetry.of(atoms)
-        return Trial(number, atoms, walk, regime=regime.name, gives_up=regime.gives_up, learned=regime.learned)
+        return Trial(
+            number,
+            atoms,
+            walk,
+            regime=regime.name,
+            gives_up=regime.gives_up,
+            learned=regime.learned,
+            settled=regime.settled,
+        )
 
 
 def _regimes(

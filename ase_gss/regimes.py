@@ -38,6 +38,8 @@ class Regime:
         New minima per force call, next to the other regimes, before anything is known.
     learned : bool
         It takes the score that the search has adapted to what it has found, so that it comes after the first lesson.
+    settled : bool
+        Its samples are relaxed with the forces that the search has learned before they cost a force call.
     gives_up : bool
         A molecule that falls apart on the way to a minimum is given up, also where the trial began in pieces, and so is
         one that heads for a known end.
@@ -51,6 +53,7 @@ class Regime:
     promise: float = 1.0
     gives_up: bool = True
     learned: bool = False
+    settled: bool = False
 
     @property
     def samples(self) -> bool:

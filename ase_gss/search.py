@@ -43,9 +43,10 @@ class GenerativeRSS:
         ways, more often in those that meet new minima for the fewest force calls. Or one of these ways; see
         `ase_gss.families`.
     adapt : bool, optional
-        Of an adaptive search: learn while searching. After 500 force calls, and whenever there are 1.6 times as many as
-        at the last time, a copy of the score is trained for some seconds on the minima found so far, and some regimes
-        take it. Needs a score from a model file; the default where it can be.
+        Of an adaptive search: learn while searching. After 150 force calls, and whenever there are twice as many as at
+        the last time, copies of the score are trained for some seconds on the minima found so far, and some regimes
+        take them; another copy of its network learns the forces that the calculator has given so far, and samples are
+        relaxed with these before they cost a force call. Needs a score from a model file; the default where it can be.
     coupling : str or Coupling, optional
         Instead of a regime: every trial goes through the sampler with this coupling, as for `GSSDynamics`; with "rss"
         random starts go to the optimizer without any sampling.

@@ -33,7 +33,7 @@ def sample(trials: Sequence[Trial], plan: Plan, learned: Learned | None = None, 
         What to do.
     learned : Learned, optional
         What the search has learned: scores for those whose regime takes one that has, in turn by their numbers, and
-        forces that all samples are relaxed with.
+        forces for those whose samples are relaxed with them.
     known : KnownEnds, optional
         Ends that this may come to.
     """
@@ -45,7 +45,7 @@ def sample(trials: Sequence[Trial], plan: Plan, learned: Learned | None = None, 
         its = {place: trial for place, trial in apprentices.items() if trial.number % len(learned.scores) == copy}
         _sample(its, plan, score)
     if learned.forces is not None:
-        prerelax(trials, plan, learned.forces, known)
+        prerelax([trial for trial in trials if trial.settled], plan, learned.forces, known)
 
 
 def _sample(trials: Mapping[int, Trial], plan: Plan, score: ScoreFunction | None) -> None:

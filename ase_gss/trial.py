@@ -64,6 +64,8 @@ class Trial:
         A molecule that falls apart in the hand-off, or heads for a known end, is given up.
     learned : bool
         It is sampled with the score that the search has adapted.
+    settled : bool
+        Its sample is relaxed with the forces that the search has learned, where it has learned any.
     bonds : str
         Bonding graph of the sampled structure, where it was looked at.
     frames : Frames, optional
@@ -81,6 +83,7 @@ class Trial:
     regime: str = ""
     gives_up: bool = True
     learned: bool = False
+    settled: bool = False
     bonds: str = ""
     frames: Frames | None = None
 

@@ -14,6 +14,8 @@ from ase_gss.archive import Archive
 from ase_gss.forces import CountedCalculator
 from ase_gss.frames import Frames
 from ase_gss.lesson import Learned
+from ase_gss.memory import Memory
+from ase_gss.minima import Comparison
 from ase_gss.relax import hand_off
 from ase_gss.score import adapt, load_score
 from ase_gss.score.learned_forces import LARGEST_FORCE, LearnedForces, learn_forces
@@ -76,9 +78,9 @@ def test_atoms_on_one_another_are_not_learned_but_where_there_is_nothing_else(fo
     learn_forces(score, WATER.numbers, Frames(WATER.positions[None], wild.forces), seed=0, steps=2)
 
 
-def sampled(plan, learned):
+def sampled(plan, learned, known=None):
     trials = [plan.begin(number) for number in range(12)]
-    sample(trials, plan, learned)
+    sample(trials, plan, learned, known)
     return trials
 
 
@@ -97,6 +99,16 @@ def test_samples_that_are_relaxed_with_them_take_fewer_force_calls(forces):
     bare, better = sampled(plan, None), sampled(plan, Learned((), forces))
     assert calls_to_minima(better) < 0.8 * calls_to_minima(bare)
     assert all(mine.score_calls > its.score_calls for mine, its in zip(better, bare, strict=True))
+
+
+def test_what_comes_to_a_known_end_with_them_costs_no_force_call(forces):
+    plan = GenerativeRSS("H2O", "emt", coupling="diffusion", seed=0).plan
+    end = sampled(plan, Learned((), forces))[0].sampled()
+    memory = Memory(Comparison.searching())
+    memory.remember(end, trial=5)
+    trials = sampled(plan, Learned((), forces), memory.first_ends(before=6))
+    assert {(trial.ended, trial.known, trial.force_calls) for trial in trials} == {(Ended.KNOWN, 5, 0)}
+    assert all(trial.ended is None for trial in sampled(plan, Learned((), forces), memory.first_ends(before=5)))
 
 
 class Repelling(Calculator):
