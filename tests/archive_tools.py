@@ -12,6 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 
 from ase_gss.archive import Archive
+from ase_gss.frames import Frames
 from ase_gss.trial import Ended
 
 SETTINGS = {"formula": "Ar4", "seed": 0, "fmax": 0.05}
@@ -42,6 +43,7 @@ def ended_trial(number, ended=Ended.MINIMUM, reason="", energy=-1.0, known=None,
         reason=reason,
         regime=regime,
         bonds=bonds,
+        frames=Frames.of([tuple(rng.normal(size=(2, 4, 3))) for _ in range(number + 1)]),
     )
 
 

@@ -393,11 +393,13 @@ def test_every_record_comes_back_as_it_was(path):
     assert again.records == expected
     assert again.records[2].reason == "ab"
     assert (again.records[0].regime, again.records[0].bonds) == ("hot", "abc")
-    for trial in trials:
+    for trial, frames in zip(trials, again.frames(below=4, most=100), strict=True):
         end = again.atoms_of(trial.number)
         np.testing.assert_array_equal(end.positions, trial.atoms.positions)
         if trial.atoms.calc is not None:
             np.testing.assert_array_equal(end.get_forces(), trial.atoms.get_forces())
+        np.testing.assert_array_equal(frames.positions, trial.frames.positions)
+        np.testing.assert_array_equal(frames.forces, trial.frames.forces)
     assert [(record.number, atoms is not None) for record, atoms in again.ends()] == [
         (0, True),
         (1, False),

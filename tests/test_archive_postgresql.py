@@ -72,6 +72,8 @@ def test_what_is_written_comes_back(url):
     end = again.atoms_of(0)
     np.testing.assert_array_equal(end.positions, trials[0].atoms.positions)
     np.testing.assert_array_equal(end.get_forces(), trials[0].atoms.get_forces())
+    for trial, frames in zip(trials, again.frames(below=3, most=100), strict=True):
+        np.testing.assert_array_equal(frames.forces, trial.frames.forces)
     assert again.metadata["trials"] == 3
     assert Found(again).minima.hits == [2]
     assert [row.trial for row in connect(url).select("minimum=1")] == [0]

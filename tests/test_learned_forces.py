@@ -1,6 +1,7 @@
 """Forces that a search learns from its force calls, and samples that are relaxed with them."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,16 +71,17 @@ def test_same_frames_and_seed_same_forces_and_a_copy_in_another_process_is_the_s
     assert not np.array_equal(given_for(other, WATER.positions), expected)
 
 
-def test_atoms_on_one_another_are_not_learned_but_where_there_is_nothing_else(forces):
+def test_atoms_on_one_another_are_not_learned_but_where_there_is_nothing_else():
     frames, score = visited(100), load_score("molecules")
     wild = Frames(np.zeros((1, 3, 3), np.float32), np.full((1, 3, 3), 100 * LARGEST_FORCE, np.float32))
-    same = learn_forces(score, WATER.numbers, Frames.joined([frames, wild]), seed=0)
-    assert np.array_equal(given_for(same, WATER.positions), given_for(forces, WATER.positions))
+    both = Frames.joined([frames, wild])
+    with_it, without = (learn_forces(score, WATER.numbers, each, seed=0, steps=5) for each in (both, frames))
+    assert np.array_equal(given_for(with_it, WATER.positions), given_for(without, WATER.positions))
     learn_forces(score, WATER.numbers, Frames(WATER.positions[None], wild.forces), seed=0, steps=2)
 
 
 def sampled(plan, learned, known=None):
-    trials = [plan.begin(number) for number in range(12)]
+    trials = [plan.begin(number, replace(plan.regimes[0], settled=True)) for number in range(12)]
     sample(trials, plan, learned, known)
     return trials
 
@@ -171,6 +173,6 @@ def test_a_search_relaxes_with_what_it_has_learned(monkeypatch):
     search = GenerativeRSS("CH2O", "emt", seed=3)
     search.run(trials=96)
     steps = max(regime.schedule.n_steps for regime in search.plan.regimes)
-    further = [r.number for r in search.archive.records if r.regime in ("hot", "diffusion") and r.score_calls > steps]
+    further = {record.regime for record in search.archive.records if record.score_calls > steps}
     assert further
-    assert min(further) >= 48  # three generations after the lesson at the soonest
+    assert further <= {"settled", "settled-hotter"}
