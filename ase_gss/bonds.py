@@ -57,6 +57,31 @@ def is_connected(atoms: Atoms) -> bool:
     return len(fragments(atoms)) == 1
 
 
+def connected(numbers: np.ndarray, positions: np.ndarray, scale: float | np.ndarray = 1.25) -> np.ndarray:
+    """Which of many structures of the same atoms form one molecule: as `is_connected`, in a fraction of its time.
+
+    Parameters
+    ----------
+    numbers : ndarray, shape (N,)
+        Atomic numbers.
+    positions : ndarray, shape (S, N, 3)
+        Å.
+    scale : float or ndarray, shape (S,)
+        As for `bonding_graph`.
+
+    Returns
+    -------
+    ndarray of bool, shape (S,)
+    """
+    radii = covalent_radii[numbers]
+    distances = np.linalg.norm(positions[:, :, None] - positions[:, None], axis=-1)
+    near = distances < np.reshape(scale, (-1, 1, 1)) * (radii[:, None] + radii)
+    within = near.astype(np.float32)  # in 1, 2, 4, ... bonds
+    for _ in range(int(np.ceil(np.log2(max(len(numbers), 2))))):
+        within = np.minimum(within @ within, 1.0)
+    return within[:, 0].all(axis=1)
+
+
 def overlapping(atoms: Atoms) -> str | None:
     """Reason why this is no molecule: atoms on one another, where a calculator may answer nonsense; else None."""
     metals = np.isin(atoms.numbers, _TRANSITION_METALS)

@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         help="let the score of an adaptive search learn from the minima found (default: where it can)",
     )
     search.add_argument(
+        "--forces",
+        metavar="FILE",
+        help="learned forces that samples are relaxed with before they cost a force call: a file of ase-gss train "
+        "--forces, or none (default: those that ship with it)",
+    )
+    search.add_argument(
         "--coupling",
         help="instead of a regime: diffusion (default for crystals), hot, mi, mn, force, langevin or rss",
     )
@@ -146,11 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     refine.add_argument("--verify", choices=["hessian"], help="check each minimum for imaginary modes, too")
     refine.add_argument("--top", type=_positive, default=20, help="rows of the table (default: %(default)s)")
 
-    train = commands.add_parser("train", help="train a score")
+    train = commands.add_parser("train", help="train a score, or forces")
     train.set_defaults(run=_train)
     train.add_argument("data", help="a file that ASE reads (extxyz, traj, db, ...), or qm9pack")
     train.add_argument("-o", "--output", required=True, help="model file")
-    train.add_argument("--crystal", action="store_true", help="train on periodic structures")
+    kind = train.add_mutually_exclusive_group()
+    kind.add_argument("--crystal", action="store_true", help="train on periodic structures")
+    kind.add_argument("--forces", action="store_true", help="train on the forces in the file, of molecules")
     train.add_argument(
         "--hold-out",
         nargs="+",
@@ -215,6 +223,7 @@ def _search(options: argparse.Namespace) -> int:
         score=options.score,
         regime=options.regime,
         adapt=options.adapt,
+        forces=False if options.forces == "none" else options.forces,
         coupling=options.coupling,
         pbc=options.crystal,
         units=options.formula_units or (1,),
@@ -392,7 +401,7 @@ def _train(options: argparse.Namespace) -> int:
     train(
         options.data,
         options.output,
-        crystals=options.crystal,
+        kind="crystals" if options.crystal else "forces" if options.forces else "molecules",
         hold_out=tuple(_names(options.hold_out)),
         steps=options.steps,
         batch_size=options.batch_size,

@@ -25,6 +25,8 @@ from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
 LAG = 3
 #: Forces are learned from at most so many of the last force calls.
 MOST_FRAMES = 20_000
+#: Forces that know the elements learn nothing from fewer (C4H6O, C2H5NO).
+ENOUGH_FRAMES = 800
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
 #: The database is told so often (s) that this search is alive.
@@ -213,16 +215,24 @@ class Driver:
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
-            lesson = self._last_lesson() if any(trial.learned for trial in begun) else None
+            lesson = self._last_lesson() if self._needs_lesson(begun) else None
             self._open.append(Generation(index, by_number, unsampled, ready, familiarity, lesson))
             self._open.sort(key=lambda generation: generation.index)
+
+    def _needs_lesson(self, trials: Iterable[Trial]) -> bool:
+        """Whether some of these take what has been learned."""
+        taught = self.plan.learns and self.found.ledger.lesson
+        return bool(taught and any(trial.learned or trial.settles for trial in trials))
 
     def _last_lesson(self) -> Lesson:
         """The last lesson as of now: a new one, or the one that has begun."""
         number = self.found.ledger.lesson
         if self._lesson is None or self._lesson.number != number:
             minima = [self.archive.atoms_of(each) for each in self.found.ledger.lesson_minima]
-            self._lesson = Lesson(number, minima, Frames.joined(self.archive.frames(number, MOST_FRAMES)))
+            frames = Frames.joined(self.archive.frames(number, MOST_FRAMES))
+            if frames is not None and self.plan.settles_at_once and len(frames) < ENOUGH_FRAMES:
+                frames = None
+            self._lesson = Lesson(number, minima, frames)
         return self._lesson
 
     def _next_job(self, max_calls: int | None) -> Job | None:
@@ -269,10 +279,9 @@ class Driver:
         for trial in trials:
             generation.unsampled.remove(trial.number)
         learned = None if generation.lesson is None else generation.lesson.learned
-        if not any(trial.learned for trial in trials):
+        if not any(trial.learned or trial.settles for trial in trials):
             learned = None  # networks travel only with those that take them
-        known = None if learned is None else self._known_ends(generation)
-        return Job("sample", tuple(trials), known, learned)
+        return Job("sample", tuple(trials), learned=learned)
 
     def _known_ends(self, generation: Generation) -> KnownEnds | None:
         """What relaxations of this generation may be recognised to head for."""
@@ -340,7 +349,7 @@ class Driver:
 
     def _recognise(self, trial: Trial, generation: Generation) -> None:
         """End a sampled structure that looks like a known minimum, or has bonds that have nothing new to give."""
-        if not self.recognise or not trial.walk.k:
+        if not self.recognise or not trial.score_calls:
             return
         before = _known_before(generation.index)
         trial.known, trial.bonds = self.found.memory.look_at(trial.sampled(), before)

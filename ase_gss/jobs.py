@@ -32,7 +32,7 @@ class Job:
     trials : tuple of Trial
         As they are before it; none for a lesson.
     known : KnownEnds, optional
-        Ends that a relaxation, also one with learned forces, may be recognised to head for.
+        Ends that a relaxation may be recognised to head for.
     learned : Learned, optional
         For samples: what the search has learned.
     part : Part, optional
@@ -86,7 +86,7 @@ def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction | Calcula
     if job.stage == "learn":
         return plan.learn(job.part)
     if job.stage == "sample":
-        sample(job.trials, plan, job.learned, job.known)
+        sample(job.trials, plan, job.learned)
     elif job.stage == "relax":
         relax(job.trials, plan, job.known)
     else:
@@ -104,7 +104,7 @@ def packed(plan: Plan, stage: str | None = None) -> bytes:
     """
     sent = copy(plan)
     if stage == "relax":
-        sent.score = None
+        sent.score = sent.forces = None
     try:
         return pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # TypeError, PicklingError, AttributeError, and what foreign classes raise

@@ -18,6 +18,8 @@ from math import inf
 GENERATION = 16
 #: The first lesson of a search that learns is after so many force calls, and each of the next after so many times more.
 FIRST_LESSON, MORE = 150, 2.0
+#: eV; structures settled with learned forces come down by less.
+MARGIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -174,3 +176,8 @@ class Ledger:
     @property
     def _highest(self) -> float:
         return self._minima[0][0] + self.window if self._minima else inf
+
+    @property
+    def ceiling(self) -> float:
+        """From where what has all but come to its minimum is too high for the window, in the unit of their energy."""
+        return self._highest + MARGIN

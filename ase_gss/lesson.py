@@ -26,15 +26,15 @@ class Part:
         The lesson is from the trials below this number.
     copy : int
         Which copy: those of the score count from 0; the forces come last.
-    steps : int
-        Of its training.
+    steps : int or None
+        Of its training; None for as many as suit the matter.
     matter : tuple of Atoms or Frames
         What is to be learned: minima by a score, or forces.
     """
 
     lesson: int
     copy: int
-    steps: int
+    steps: int | None
     matter: tuple[Atoms, ...] | Frames
 
 
@@ -68,13 +68,13 @@ class Lesson:
     """
 
     def __init__(self, number: int, minima: Sequence[Atoms], frames: Frames | None) -> None:
-        from ase_gss.score import adapt, learned_forces  # torch is needed only here
+        from ase_gss.score import adapt  # torch is needed only here
 
         self.number = number
         self._copies = adapt.COPIES
         self._to_do = [Part(number, copy, adapt.STEPS, tuple(minima)) for copy in range(adapt.COPIES)]
         if frames is not None:
-            self._to_do.append(Part(number, adapt.COPIES, learned_forces.STEPS, frames))
+            self._to_do.append(Part(number, adapt.COPIES, None, frames))
         self._missing = len(self._to_do)
         self._learned: dict[int, ScoreFunction | Calculator] = {}
         self._lost = 0

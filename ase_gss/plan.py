@@ -50,6 +50,10 @@ class Plan:
         As for `GenerativeRSS`.
     batch : int
         Structures that go through the calculator in one call.
+    forces : Calculator or None
+        Learned forces that a search begins with.
+    settles_at_once : bool
+        They know the elements; else they are what the search learns its own from.
     """
 
     system: System
@@ -66,6 +70,8 @@ class Plan:
     multiplicity: int
     seed: int
     batch: int = 1
+    forces: Calculator | None = None
+    settles_at_once: bool = False
 
     @classmethod
     def checked(
@@ -86,6 +92,7 @@ class Plan:
         multiplicity: int | None,
         seed: int,
         adapt: bool | None,
+        forces: Any,
         batch: int,
     ) -> "Plan":
         """The plan for this input, as given to `GenerativeRSS`.
@@ -128,6 +135,14 @@ class Plan:
             )
         if not can_adapt or adapt is False:
             regimes = tuple(each for each in regimes if not each.learned)
+        learned_forces, at_once = None, False
+        if any(each.settled for each in regimes) and forces is not False and hasattr(loaded, "denoiser"):
+            from ase_gss.score.learned_forces import load_forces
+
+            learned_forces = load_forces("molecules-forces" if forces is None else forces)
+            at_once = learned_forces.knows(system.elements)
+        if not (at_once or (can_adapt and adapt is not False)):
+            regimes = tuple(each for each in regimes if not each.settled)
         return cls(
             system=system,
             new_calculator=new_calculator,
@@ -143,6 +158,8 @@ class Plan:
             multiplicity=multiplicity,
             seed=int(seed),
             batch=batch,
+            forces=learned_forces,
+            settles_at_once=at_once,
         )
 
     @property
@@ -164,6 +181,7 @@ class Plan:
             "regime": next((each.name for each in self.system.family if each == single), None),
             "score": str(getattr(self.score, "name", None)),
             **({"adapt": True} if self.learns else {}),
+            **({"forces": self.forces.source} if self.forces is not None else {}),
             **self.system.settings(),
             "n_steps": max(each.schedule.n_steps for each in self.regimes),
             "own_starts": 0 if self.starts is None else len(self.starts),
@@ -177,7 +195,7 @@ class Plan:
         from ase_gss.score.learned_forces import learn_forces
 
         if isinstance(part.matter, Frames):
-            return learn_forces(self.score, self.system.numbers, part.matter, self.seed, part.steps)
+            return learn_forces(self.forces or self.score, self.system.numbers, part.matter, self.seed, part.steps)
         return adapted(self.score, part.matter, self.seed, part.copy, part.steps)
 
     def begin_generation(self, index: int, numbers: Sequence[int], ledger: Ledger, end_of: Callable) -> list[Trial]:
@@ -194,9 +212,14 @@ class Plan:
         """
         # A stream of its own, next to those of the trials.
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, 0)))
-        chosen = choose(self.regimes, ledger, GENERATION, rng)
+        settling = self.settles_at_once or (self.learns and ledger.lesson > 0)
+        chosen = choose(self.regimes, ledger, GENERATION, rng, settling)
         known = ledger.known_minima()
-        return [self.begin(number, chosen[number % GENERATION], known, end_of) for number in numbers]
+        trials = [self.begin(number, chosen[number % GENERATION], known, end_of) for number in numbers]
+        for trial in trials:
+            if trial.settles:
+                trial.ceiling = ledger.ceiling
+        return trials
 
     def begin(
         self, number: int, regime: Regime | None = None, known: Sequence[int] = (), end_of: Callable | None = None
@@ -239,7 +262,7 @@ class Plan:
             regime=regime.name,
             gives_up=regime.gives_up,
             learned=regime.learned,
-            settled=regime.settled,
+            settles=regime.settled,
         )
 
 
@@ -262,7 +285,7 @@ def _regimes(
     fixed = coupling is not None or schedule is not None or own_starts
     if regime is None:
         regime = None if fixed else system.regime
-    family = {each.name: each for each in system.family if not each.learned}
+    family = {each.name: each for each in system.family if not (each.learned or each.settled)}
     if regime == ADAPTIVE:
         if schedule is not None or own_starts:
             raise InputError(

@@ -1,56 +1,58 @@
-"""Before a sampled molecule costs a force call it is relaxed with forces that the search has learned."""
+"""Before a molecule, sampled or random, costs a force call it is relaxed with learned forces."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
-from ase.calculators.calculator import Calculator
+import numpy as np
 
-from ase_gss.batch import together
-from ase_gss.forces import CountedCalculator
-from ase_gss.giving_up import GivingUp
-from ase_gss.memory import KnownEnds
+from ase_gss.batch_lbfgs import relax_together
+from ase_gss.bonds import connected
+from ase_gss.giving_up import longest_bond
 from ase_gss.plan import Plan
-from ase_gss.relax import DEFAULT_OPTIMIZER, known_warnings_ignored
-from ase_gss.trial import Ended, Trial
+from ase_gss.trial import Ended, Need, Trial
 
-#: eV/Å; learned forces are off by as much, and down to a half of it takes twice as many evaluations.
-FMAX = 0.2
-MAX_STEPS = 60
-#: Structures in one evaluation of the network.
-BATCH = 16
+#: Forces (S, N, 3) in eV/Å of structures of atoms with numbers (N,) at positions (S, N, 3) in Å.
+ForceFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+#: eV/Å; learned forces are off by as much.
+FMAX = 0.1
+#: Steps; and so many of them between two looks at whether a molecule is still in one piece.
+MAX_STEPS, INTERVAL = 150, 3
 
 
-def prerelax(trials: Sequence[Trial], plan: Plan, forces: Calculator, known: KnownEnds | None = None) -> None:
+def prerelax(trials: Sequence[Trial], plan: Plan, forces: ForceFunction | None) -> None:
     """Relax what these trials have sampled with learned forces; each evaluation counts as a score call.
 
-    What falls apart, or comes to one of the `known` ends, is over.
+    What falls apart is over.
 
     Parameters
     ----------
     trials : sequence of Trial
-        Those of them that are to be relaxed next.
+        Those of them that are to settle.
     plan : Plan
         Of the search.
-    forces : Calculator
-        Takes batches.
-    known : KnownEnds, optional
-        Ends of earlier trials.
+    forces : callable, optional
+        See `ForceFunction`. Without any they stay as they are.
     """
-    tasks = {place: partial(_prerelax, trial, plan, known) for place, trial in enumerate(trials) if trial.ended is None}
-    with known_warnings_ignored():
-        together(tasks, CountedCalculator(forces), BATCH)
+    settling = [trial for trial in trials if trial.needs is Need.SETTLING]
+    for trial in settling:
+        trial.settles = False
+    if forces is None or not settling:
+        return
+    numbers, started = plan.system.numbers, np.array([trial.walk.positions for trial in settling])
+    sampled = np.array([trial.walk.k > 0 for trial in settling])
+    may_fall_apart = np.array([not trial.gives_up for trial in settling]) | plan.system.fragments
 
+    def fallen_apart(positions: np.ndarray, which: np.ndarray, step: int) -> np.ndarray:
+        if step % INTERVAL:
+            return np.zeros(len(which), bool)
+        scale = np.where(sampled[which], longest_bond(True, step), longest_bond(False, step))
+        return ~(connected(numbers, positions, scale) | may_fall_apart[which])
 
-def _prerelax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: CountedCalculator) -> None:
-    atoms = trial.sampled()
-    atoms.calc = calculator
-    giving_up = GivingUp(True, known) if trial.gives_up else None
-    outcome = plan.system.relax(atoms, giving_up=giving_up, optimizer=DEFAULT_OPTIMIZER, fmax=FMAX, max_steps=MAX_STEPS)
-    trial.walk.score_calls += calculator.calls
-    if giving_up is not None and giving_up.recognised is not None:
-        trial.known = giving_up.recognised
-        trial.end(Ended.KNOWN, f"{giving_up.reason}, with learned forces")
-    elif giving_up is not None and giving_up.reason:
-        trial.end(Ended.FRAGMENTS, f"{giving_up.reason}, with learned forces")
-    elif not outcome.failed:
-        trial.walk.positions = atoms.positions.copy()
+    settled, evaluations, in_pieces = relax_together(
+        started, lambda positions, which: forces(numbers, positions), FMAX, MAX_STEPS, hopeless=fallen_apart
+    )
+    for trial, positions, calls, lost in zip(settling, settled, evaluations, in_pieces, strict=True):
+        trial.walk.score_calls += int(calls)
+        trial.walk.positions = positions
+        if lost:
+            trial.end(Ended.FRAGMENTS, "fallen apart, with learned forces")

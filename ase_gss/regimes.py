@@ -16,7 +16,7 @@ NOISE, RANDOM, KNOWN = "noise", "random structure", "known minimum"
 #: Share of the trials that go to any regime, whatever they have found.
 EXPLORING = 0.05
 #: What sampling a structure costs, in force calls: a regime whose samples are never relaxed must not look free.
-SAMPLING = 1.0
+SAMPLING = 0.3
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Regime:
     learned : bool
         It takes the score that the search has adapted to what it has found, so that it comes after the first lesson.
     settled : bool
-        Its samples are relaxed with the forces that the search has learned before they cost a force call.
+        Its samples are relaxed with learned forces before they cost a force call, those that the search began with or
+        has learned since.
     gives_up : bool
         A molecule that falls apart on the way to a minimum is given up, also where the trial began in pieces, and so is
         one that heads for a known end.
@@ -67,12 +68,17 @@ class Regime:
         return self.coupling.todict() if hasattr(self.coupling, "todict") else type(self.coupling).__name__
 
 
-def choose(regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Generator) -> list[Regime]:
+def choose(
+    regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Generator, settling: bool = False
+) -> list[Regime]:
     """Regimes for the next n trials: each goes to the highest of rates drawn at random (Thompson sampling).
 
     What is sought are new minima per force call. Of a regime with f1 only hits for C force calls this rate has about a
     gamma distribution of shape f1 + its promise and rate C + b; with b a regime of promise 1 is expected to do as well
     as all together. One trial in twenty goes to any regime, so that none is forgotten.
+
+    Where there are learned forces the same ways to make a trial without them are only for that one in twenty: even
+    where the forces are poor they rule out what falls apart, and the optimizer begins no farther from its end.
 
     Parameters
     ----------
@@ -85,8 +91,10 @@ def choose(regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Gen
         Number of trials.
     rng : numpy.random.Generator
         Source of all randomness.
+    settling : bool
+        There are learned forces.
     """
-    usable = [regime for regime in regimes if ledger.lesson or not regime.learned]
+    usable = [each for each in regimes if (ledger.lesson or not each.learned) and (settling or not each.settled)]
     usable = [regime for regime in usable if regime.start != KNOWN or ledger.known_minima()] or usable
     only = ledger.only_hits()
     once = np.array([only.get(regime.name, 0) for regime in usable])
@@ -96,6 +104,8 @@ def choose(regimes: Sequence[Regime], ledger: Ledger, n: int, rng: np.random.Gen
     prior = (cost.sum() + 1) / (once.sum() + 1)
     promise = np.array([regime.promise for regime in usable])
     rates = rng.gamma(once + promise, 1 / (cost + prior), size=(n, len(usable)))
+    if settling and any(regime.settled for regime in usable):
+        rates[:, [not regime.settled for regime in usable]] = 0.0
     explores = rng.random(n) < EXPLORING
     indices = np.where(explores, rng.integers(len(usable), size=n), np.argmax(rates, axis=1))
     return [usable[index] for index in indices]

@@ -105,8 +105,8 @@ def hand_off(
     trajectory, logfile
         As every ASE optimizer takes them.
     give_up : callable, optional
-        Called as ``give_up(atoms)`` after every `give_up_interval` steps. A string that it returns ends the relaxation
-        and is its reason; None lets it go on. See `fallen_apart`.
+        Called as ``give_up(atoms)`` after the first force call and after every `give_up_interval` steps. A string that
+        it returns ends the relaxation and is its reason; None lets it go on. See `fallen_apart`.
     give_up_interval : int
         Optimizer steps.
     pressure : float, optional
@@ -148,7 +148,7 @@ def hand_off(
         if moving_cell:
             dynamics.gradient_converged = cell_converged
         if give_up is not None:
-            dynamics.attach(_ask, give_up_interval, give_up, bare, dynamics)
+            dynamics.attach(_ask, give_up_interval, give_up, bare)
         try:
             with known_warnings_ignored():
                 dynamics.run(fmax=fmax, steps=max_steps)
@@ -236,8 +236,8 @@ class _Ended(Exception):
     """The relaxation ends for this reason."""
 
 
-def _ask(give_up: Callable[[Atoms], str | None], atoms: Atoms, dynamics: Optimizer) -> None:
-    if dynamics.nsteps > 0 and (reason := give_up(atoms)):
+def _ask(give_up: Callable[[Atoms], str | None], atoms: Atoms) -> None:
+    if reason := give_up(atoms):
         raise _Ended(reason)
 
 

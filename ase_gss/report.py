@@ -48,7 +48,7 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
     converged = sum(record.converged for record in archive.records)
     energies = minima.energies
     lowest = min(energies, default=None)
-    skipped = sum(ended[str(each)] for each in (Ended.KNOWN, Ended.HEADING, Ended.FAMILIAR))
+    skipped = sum(ended[str(each)] for each in (Ended.KNOWN, Ended.HEADING, Ended.FAMILIAR, Ended.HIGH))
     regimes: dict[str, dict[str, int]] = {}
     for record in archive.records:
         regime = regimes.setdefault(record.regime, {"trials": 0, "force_calls": 0})

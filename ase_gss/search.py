@@ -47,6 +47,10 @@ class GenerativeRSS:
         the last time, copies of the score are trained for some seconds on the minima found so far, and some regimes
         take them; another copy of its network learns the forces that the calculator has given so far, and samples are
         relaxed with these before they cost a force call. Needs a score from a model file; the default where it can be.
+    forces : str, path or False, optional
+        Of an adaptive search: learned forces (see `ase_gss.score.learned_forces.load_forces`) with which samples and
+        random structures are relaxed before they cost a force call, and from which it learns its own. By default those
+        that ship with the package, from the first trial on where they know the elements; False for none.
     coupling : str or Coupling, optional
         Instead of a regime: every trial goes through the sampler with this coupling, as for `GSSDynamics`; with "rss"
         random starts go to the optimizer without any sampling.
@@ -126,6 +130,7 @@ class GenerativeRSS:
         score: Any = None,
         regime: str | None = None,
         adapt: bool | None = None,
+        forces: Any = None,
         coupling: str | Coupling | None = None,
         schedule: NoiseSchedule | None = None,
         pbc: bool = False,
@@ -184,6 +189,7 @@ class GenerativeRSS:
             multiplicity=multiplicity,
             seed=seed,
             adapt=adapt,
+            forces=forces,
             batch=batch,
         )
         if verify not in (None, "hessian"):

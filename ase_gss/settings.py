@@ -15,6 +15,7 @@ FIXED_SETTINGS = (
     "coupling",
     "regime",
     "adapt",
+    "forces",
     "score",
     "fragments",
     "mirror_images_are_one",

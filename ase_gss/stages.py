@@ -24,7 +24,7 @@ from ase_gss.walk import ScoreFunction, complete, propose
 Physical = tuple[np.ndarray | None, np.ndarray | None]
 
 
-def sample(trials: Sequence[Trial], plan: Plan, learned: Learned | None = None, known: KnownEnds | None = None) -> None:
+def sample(trials: Sequence[Trial], plan: Plan, learned: Learned | None = None) -> None:
     """Take every trial to the end of its schedule; those that need no score are left as they are.
 
     Parameters
@@ -33,19 +33,15 @@ def sample(trials: Sequence[Trial], plan: Plan, learned: Learned | None = None, 
         What to do.
     learned : Learned, optional
         What the search has learned: scores for those whose regime takes one that has, in turn by their numbers, and
-        forces for those whose samples are relaxed with them.
-    known : KnownEnds, optional
-        Ends that this may come to.
+        forces for those that settle; before a lesson these are the ones of the plan.
     """
+    scores, forces = ((), plan.forces) if learned is None else (learned.scores, learned.forces or plan.forces)
     _sample({place: trial for place, trial in enumerate(trials) if not trial.learned}, plan, plan.score)
-    if learned is None:
-        return
     apprentices = {place: trial for place, trial in enumerate(trials) if trial.learned}
-    for copy, score in enumerate(learned.scores):
-        its = {place: trial for place, trial in apprentices.items() if trial.number % len(learned.scores) == copy}
+    for copy, score in enumerate(scores):
+        its = {place: trial for place, trial in apprentices.items() if trial.number % len(scores) == copy}
         _sample(its, plan, score)
-    if learned.forces is not None:
-        prerelax([trial for trial in trials if trial.settled], plan, learned.forces, known)
+    prerelax(trials, plan, forces)
 
 
 def _sample(trials: Mapping[int, Trial], plan: Plan, score: ScoreFunction | None) -> None:
@@ -115,7 +111,7 @@ def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: Counte
     atoms.calc = calculator
     if plan.learns:
         calculator.visited = []
-    giving_up = GivingUp(trial.score_calls > 0, known) if trial.gives_up else None
+    giving_up = GivingUp(trial.score_calls > 0, known, trial.ceiling) if trial.gives_up else None
     outcome = plan.system.relax(
         atoms,
         giving_up=giving_up,
@@ -130,6 +126,8 @@ def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: Counte
         ended, reason = Ended.CALCULATOR, outcome.reason
     elif giving_up is not None and giving_up.recognised is not None:
         ended, reason, trial.known = Ended.HEADING, outcome.reason, giving_up.recognised
+    elif giving_up is not None and giving_up.too_high:
+        ended, reason = Ended.HIGH, outcome.reason
     elif rejected := plan.system.rejects(atoms, outcome.converged):
         ended, reason = rejected[0], outcome.reason or rejected[1]
     elif not outcome.converged:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
 import numpy as np
 from ase import Atoms
@@ -19,6 +20,7 @@ class Ended(StrEnum):
     KNOWN = "known"
     HEADING = "heading for known"
     FAMILIAR = "familiar"
+    HIGH = "too high"
     FRAGMENTS = "fragments"
     SADDLE = "saddle point"
     CELL = "cell out of bounds"
@@ -32,6 +34,7 @@ class Need(StrEnum):
 
     SCORE = "score"
     FORCE = "force"
+    SETTLING = "settling"
     RELAXATION = "relaxation"
     NOTHING = "nothing"
 
@@ -64,8 +67,10 @@ class Trial:
         A molecule that falls apart in the hand-off, or heads for a known end, is given up.
     learned : bool
         It is sampled with the score that the search has adapted.
-    settled : bool
-        Its sample is relaxed with the forces that the search has learned, where it has learned any.
+    settles : bool
+        What it has sampled is still to be relaxed with learned forces.
+    ceiling : float
+        Energy (eV) above which its relaxation is given up.
     bonds : str
         Bonding graph of the sampled structure, where it was looked at.
     frames : Frames, optional
@@ -83,7 +88,8 @@ class Trial:
     regime: str = ""
     gives_up: bool = True
     learned: bool = False
-    settled: bool = False
+    settles: bool = False
+    ceiling: float = inf
     bonds: str = ""
     frames: Frames | None = None
 
@@ -98,7 +104,7 @@ class Trial:
         if self.ended is not None:
             return Need.NOTHING
         if self.walk.finished:
-            return Need.RELAXATION
+            return Need.SETTLING if self.settles else Need.RELAXATION
         return Need.FORCE if self.walk.point is not None else Need.SCORE
 
     def sampled(self) -> Atoms:

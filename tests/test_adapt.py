@@ -36,7 +36,7 @@ def shares(score, n: int = 48) -> dict[str, float]:
     for number in range(n):
         atoms, walk = system.walk_from_noise(np.random.default_rng(number), schedule, coupling)
         trials.append(Trial(number, atoms, walk, learned=True))
-    sample(trials, SimpleNamespace(system=system, score=None, batch=1), Learned((score, score)))
+    sample(trials, SimpleNamespace(system=system, score=None, forces=None, batch=1), Learned((score, score)))
     keys = [graph_key(bonding_graph(trial.sampled())) for trial in trials]
     return {key: keys.count(key) / n for key in set(keys)}
 
@@ -86,7 +86,7 @@ def test_lessons_do_not_depend_on_when_they_are_asked_for(calls, stops):
 def quick(monkeypatch):
     monkeypatch.setattr(ledger, "FIRST_LESSON", 60)
     monkeypatch.setattr(adapt, "STEPS", 3)
-    monkeypatch.setattr(learned_forces, "STEPS", 20)
+    monkeypatch.setattr(learned_forces, "LEAST_STEPS", 20)
 
 
 def books(search):
@@ -97,7 +97,7 @@ def books(search):
 def test_a_search_that_learns_is_the_same_on_workers_and_after_a_stop(quick, tmp_path):
     whole = GenerativeRSS("CH2O", "emt", seed=3)
     whole.run(trials=160)
-    assert {"learned", "learned-hotter"} & {record.regime for record in whole.archive.records}
+    assert any("learned" in record.regime for record in whole.archive.records)
     database = tmp_path / "x.db"
     GenerativeRSS("CH2O", "emt", seed=3, database=database).run(trials=100)
     resumed = GenerativeRSS("CH2O", "emt", seed=3, database=database)
@@ -111,7 +111,7 @@ def test_a_search_that_learns_is_the_same_on_workers_and_after_a_stop(quick, tmp
 def test_a_search_that_does_not_learn_takes_no_learned_regime_and_is_another_search(quick, tmp_path):
     search = GenerativeRSS("CH2O", "emt", adapt=False, database=tmp_path / "x.db")
     search.run(trials=80)
-    assert not any(record.regime.startswith("learned") for record in search.archive.records)
+    assert not any("learned" in record.regime for record in search.archive.records)
     with pytest.raises(InputError, match="adapt"):
         GenerativeRSS("CH2O", "emt", database=tmp_path / "x.db")
 

@@ -256,7 +256,7 @@ def test_giving_up():
 
     atoms = displaced(Springs())
     outcome = hand_off(atoms, "FIRE", give_up=give_up, give_up_interval=3)
-    assert (outcome.converged, outcome.reason, outcome.steps, outcome.failed) == (False, "enough", 6, False)
+    assert (outcome.converged, outcome.reason, outcome.steps, outcome.failed) == (False, "enough", 3, False)
     np.testing.assert_array_equal(atoms.positions, asked[-1])
 
 

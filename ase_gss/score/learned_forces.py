@@ -1,29 +1,36 @@
 """Forces of one composition, learned from the force calls that a search has spent: samples are relaxed with them."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from torch import nn
 
+from ase_gss.allocation import keep_large_blocks
+from ase_gss.errors import InputError
 from ase_gss.frames import Frames
 from ase_gss.score.adapt import MOST_PAIRS
 from ase_gss.score.denoiser import Denoiser
-from ase_gss.score.model import Score, one_thread
+from ase_gss.score.force_data import LARGEST_FORCE
+from ase_gss.score.model import FORCES, Score, one_thread, read_model
 
-#: Of the training: steps, structures in each, largest step size. With 600 steps, with 32 structures, with the mean of
-#: two or three networks the error was the same within some per cent.
-STEPS, BATCH_SIZE, LEARNING_RATE = 300, 16, 2e-3
-#: eV/Å; structures with larger forces, where atoms are on one another, are not learned.
-LARGEST_FORCE = 25.0
+#: Of the training: structures in a step, largest step size; a step for every so many force calls, but so many at the
+#: least and at the most.
+BATCH_SIZE, LEARNING_RATE = 16, 1e-3
+FRAMES_PER_STEP, LEAST_STEPS, MOST_STEPS = 4, 300, 1000
+#: One of so many structures, the last ones, is not learned but judges whether what was learned is of use.
+JUDGES = 5
 #: eV/Å; the unit of what the network gives, and from how many of them on a deviation counts by its size, no longer by
 #: its square.
 _UNIT, _LARGE = 3.0, 0.3
 #: Å; the network is that of the score, which is near to forces where it knows of little noise.
 _SIGMA = 0.1
+#: Matrix products of fewer rows are rounded in another way: forces would depend on what they are evaluated with.
+_LEAST_ATOMS = 32
 
 
 class LearnedForces(Calculator):
@@ -33,67 +40,112 @@ class LearnedForces(Calculator):
     ----------
     denoiser : Denoiser
         Whose network has learned forces.
+    source : str
+        Name or path it was loaded by.
+    elements : iterable of int
+        Atomic numbers that it has learned from.
     """
 
     implemented_properties = ("energy", "forces")
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, source: str = "", elements: Iterable[int] = ()) -> None:
         super().__init__()
         self.denoiser = denoiser.eval().requires_grad_(False)
+        self.source, self.elements = source, frozenset(elements)
+        keep_large_blocks()
+
+    def knows(self, numbers: Iterable[int]) -> bool:
+        """Whether all these elements were among those that were learned from."""
+        return self.elements.issuperset(int(z) for z in numbers)
 
     def calculate(self, atoms: Atoms | None = None, properties=None, system_changes=all_changes) -> None:
         """Forces of these atoms."""
         super().calculate(atoms, properties, system_changes)
-        (self.results,) = self.calculate_batch([self.atoms])
+        (forces,) = self(self.atoms.numbers, self.atoms.positions[None])
+        self.results = {"energy": 0.0, "forces": forces}
 
-    def calculate_batch(self, structures: Sequence[Atoms], stress: bool = False) -> list[dict[str, Any]]:
-        """Forces of many structures of the same composition, see `ase_gss.batch.BatchCalculator`."""
-        results = []
-        for start in range(0, len(structures), Score.chunk):
-            part = structures[start : start + Score.chunk]
+    def __call__(self, numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Forces (S, N, 3) in eV/Å of atoms with numbers (N,) at positions (S, N, 3) in Å of many structures."""
+        forces = np.empty(positions.shape)
+        for start in range(0, len(positions), Score.chunk):
+            part = positions[start : start + Score.chunk]
+            missing = max(-(-_LEAST_ATOMS // len(numbers)) - len(part), 0)
+            padded = np.concatenate([part, np.repeat(part[:1], missing, axis=0)])
             with torch.inference_mode(), one_thread():
-                forces = self._evaluate(part[0].numbers, np.array([atoms.positions for atoms in part]))
-            results += [{"energy": 0.0, "forces": each} for each in forces.double().numpy()]
-        return results
-
-    def _evaluate(self, numbers: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        return _UNIT * _raw(self.denoiser, numbers, positions).reshape(positions.shape)
+                predicted = predicted_forces(self.denoiser, **_batch(numbers, padded))
+            forces[start : start + len(part)] = predicted.double().numpy().reshape(padded.shape)[: len(part)]
+        return forces
 
 
-def _raw(denoiser: Denoiser, numbers: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-    """What the network gives (S * N, 3) for structures (S, N, 3) of the same elements (N,)."""
-    n_structures, n_atoms = positions.shape[:2]
-    # Centred before rounding to single precision, as for the score.
-    centred = (positions - positions.mean(axis=1, keepdims=True)).reshape(-1, 3)
-    return denoiser.raw(
-        torch.as_tensor(np.tile(numbers, n_structures)),
-        torch.as_tensor(centred.astype(np.float32)),
-        torch.full((n_structures * n_atoms,), _SIGMA),
-        torch.arange(n_structures).repeat_interleave(n_atoms),
-        n_structures,
-    )
-
-
-def learn_forces(
-    score: Score, numbers: np.ndarray, frames: Frames, seed: int, steps: int | None = None
-) -> LearnedForces:
-    """Forces learned in some seconds, by a copy of the score's network.
-
-    Of C4H6O (GFN2-xTB) 400 force calls are enough for 0.4 eV/Å on hot samples and the first steps of their relaxations,
-    whose forces are some 0.9, and for 0.08 eV/Å at their ends (medians of the root mean square of a component).
+def load_forces(name: str | os.PathLike) -> LearnedForces:
+    """Forces of molecules that ship with the package, or of a file that `ase-gss train --forces` wrote.
 
     Parameters
     ----------
-    score : Score
-        One for molecules.
+    name : str or path
+        "molecules-forces", or a model file.
+
+    Raises
+    ------
+    InputError
+        Where there is no such file, or it has not learned forces.
+    """
+    kind, denoiser, card = read_model(name, "forces")
+    if kind != FORCES:
+        raise InputError(f"{name} is a score of {kind}, not forces: give a model that was trained with --forces.")
+    return LearnedForces(denoiser, str(name), card.get("elements", ()))
+
+
+def predicted_forces(
+    denoiser: Denoiser, numbers: torch.Tensor, positions: torch.Tensor, structure: torch.Tensor
+) -> torch.Tensor:
+    """Forces (A, 3) in eV/Å; numbers (A,), positions (A, 3) in Å, and the structure (A,) of each atom, ascending."""
+    sigma = torch.full((len(numbers),), _SIGMA)
+    return _UNIT * denoiser.raw(numbers, positions, sigma, structure, int(structure[-1]) + 1)
+
+
+def force_loss(
+    denoiser: Denoiser, numbers: torch.Tensor, positions: torch.Tensor, structure: torch.Tensor, forces: torch.Tensor
+) -> torch.Tensor:
+    """What training minimises: the deviation from forces (A, 3) in eV/Å, of large ones by its size, else squared."""
+    predicted = predicted_forces(denoiser, numbers, positions, structure)
+    return nn.functional.huber_loss(predicted / _UNIT, forces / _UNIT, delta=_LARGE)
+
+
+def _batch(numbers: np.ndarray, positions: np.ndarray) -> dict[str, torch.Tensor]:
+    """Structures (S, N, 3) of the same elements (N,) as tensors."""
+    n_structures, n_atoms = positions.shape[:2]
+    # Centred before rounding to single precision, as for the score.
+    centred = (positions - positions.mean(axis=1, keepdims=True)).reshape(-1, 3)
+    return {
+        "numbers": torch.as_tensor(np.tile(numbers, n_structures)),
+        "positions": torch.as_tensor(centred.astype(np.float32)),
+        "structure": torch.arange(n_structures).repeat_interleave(n_atoms),
+    }
+
+
+def learn_forces(
+    start: Score | LearnedForces, numbers: np.ndarray, frames: Frames, seed: int, steps: int | None = None
+) -> LearnedForces:
+    """Forces learned in some seconds, by a copy of a network that knows other forces or a score.
+
+    Parameters
+    ----------
+    start : LearnedForces or Score
+        Whose network it begins with; a score for molecules.
     numbers : ndarray, shape (N,)
         Atomic numbers.
     frames : Frames
         At least one; those with forces above `LARGEST_FORCE` are left out where there are others.
     seed : int
-        Same score, frames and seed: same result.
+        Same start, frames and seed: same result.
     steps : int, optional
-        Of training; `STEPS` by default.
+        Of training; by default what suits the number of frames.
+
+    Returns
+    -------
+    LearnedForces
+        The ones to begin with where these are closer to the last frames, which were not learned.
 
     Raises
     ------
@@ -101,13 +153,18 @@ def learn_forces(
         Where the training diverges.
     """
     with one_thread():
-        return _learn_forces(score, numbers, frames, seed, STEPS if steps is None else steps)
+        return _learn_forces(start, numbers, frames, seed, steps)
 
 
-def _learn_forces(score: Score, numbers: np.ndarray, frames: Frames, seed: int, steps: int) -> LearnedForces:
-    rng, denoiser = np.random.default_rng((seed, 0, 1)), deepcopy(score.denoiser).cpu().requires_grad_(True)
+def _learn_forces(
+    start: Score | LearnedForces, numbers: np.ndarray, frames: Frames, seed: int, steps: int | None
+) -> LearnedForces:
+    rng, denoiser = np.random.default_rng((seed, 0, 1)), deepcopy(start.denoiser).cpu().requires_grad_(True)
     sizes = np.abs(frames.forces).max(axis=(1, 2))
     usable = np.flatnonzero(sizes < max(LARGEST_FORCE, float(sizes.min()) + 1.0))
+    learned, judges = np.split(usable, [len(usable) - len(usable) // JUDGES])
+    if steps is None:
+        steps = int(np.clip(len(learned) // FRAMES_PER_STEP, LEAST_STEPS, MOST_STEPS))
     size = int(np.clip(MOST_PAIRS // len(numbers) ** 2, 2, BATCH_SIZE))
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1, pct_start=0.1)
@@ -115,15 +172,20 @@ def _learn_forces(score: Score, numbers: np.ndarray, frames: Frames, seed: int, 
     denoiser.network.element.jitter = 0.0  # elements are what they are
     with torch.enable_grad():
         for _ in range(steps):
-            which = rng.choice(usable, size=size)
-            output = _raw(denoiser, numbers, frames.positions[which])
-            target = torch.as_tensor(frames.forces[which].reshape(-1, 3) / _UNIT)
-            loss = torch.nn.functional.huber_loss(output, target, delta=_LARGE)
+            which = rng.choice(learned, size=size)
+            forces = torch.as_tensor(frames.forces[which].reshape(-1, 3))
+            loss = force_loss(denoiser, **_batch(numbers, frames.positions[which]), forces=forces)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
             optimizer.step()
             schedule.step()
     if not all(torch.isfinite(weight).all() for weight in denoiser.parameters()):
         raise RuntimeError("its weights are no longer finite")
-    return LearnedForces(denoiser)
+    result = LearnedForces(denoiser, elements=np.unique(numbers))
+    if isinstance(start, LearnedForces) and len(judges):
+        off = [
+            np.abs(each(numbers, frames.positions[judges]) - frames.forces[judges]).mean() for each in (start, result)
+        ]
+        return result if off[1] < off[0] else start
+    return result

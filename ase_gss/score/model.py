@@ -17,10 +17,14 @@ from ase_gss.score.denoiser import Denoiser
 from ase_gss.score.elements import MAX_ATOMIC_NUMBER
 
 FORMAT = "ase-gss score 1"
+#: The kind of a model file that has learned forces.
+FORCES = "forces"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def save_model(denoiser: Denoiser | CrystalDenoiser, network: dict, card: dict, path: str) -> None:
+def save_model(
+    denoiser: Denoiser | CrystalDenoiser, network: dict, card: dict, path: str, kind: str | None = None
+) -> None:
     """Write a model file, whole or not at all.
 
     Parameters
@@ -33,8 +37,10 @@ def save_model(denoiser: Denoiser | CrystalDenoiser, network: dict, card: dict, 
         Data, what was held out, losses: plain numbers, strings and lists.
     path : str
         Where to.
+    kind : str, optional
+        What it has learned: "forces", or by default what the class of the denoiser is for.
     """
-    kind = "crystals" if isinstance(denoiser, CrystalDenoiser) else "molecules"
+    kind = kind or ("crystals" if isinstance(denoiser, CrystalDenoiser) else "molecules")
     state = {key: value.detach().cpu().clone() for key, value in denoiser.state_dict().items()}
     unfinished = f"{path}.{os.getpid()}.part"
     torch.save({"format": FORMAT, "kind": kind, "network": network, "card": card, "state": state}, unfinished)
@@ -217,10 +223,31 @@ def load_score(name: str | os.PathLike | Score, device: str = "cpu") -> Score:
     """
     if isinstance(name, Score):
         return name
+    kind, denoiser, card = read_model(name, "score")
+    if kind == FORCES:
+        raise InputError(f"{name} has learned forces, not a score: give a model that was trained without --forces.")
+    return (CrystalScore if kind == "crystals" else Score)(denoiser, name=str(name), card=card, device=device)
+
+
+def read_model(name: str | os.PathLike, what: str) -> tuple[str, Denoiser | CrystalDenoiser, dict[str, Any]]:
+    """Kind, network and card of a model that ships with the package, or of a model file.
+
+    Parameters
+    ----------
+    name : str or path
+        Name or file.
+    what : str
+        "score" or "forces", for the error.
+
+    Raises
+    ------
+    InputError
+        Where there is no such file, or it is not a model file.
+    """
     shipped = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
     path = WEIGHTS / f"{name}.pt" if str(name) in shipped else Path(name)
     if not path.is_file():
-        raise InputError(f"No score {str(name)!r}: give one of {', '.join(shipped)} or the path of a model file.")
+        raise InputError(f"No {what} {str(name)!r}: give one of {', '.join(shipped)} or the path of a model file.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the safe loader raises many kinds for a file that is no model
@@ -229,13 +256,12 @@ def load_score(name: str | os.PathLike | Score, device: str = "cpu") -> Score:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a model file of the format {FORMAT!r}.")
     try:
-        crystals = content.get("kind") == "crystals"
-        denoiser = CrystalDenoiser(**content["network"]) if crystals else Denoiser(**content["network"])
+        kind = content.get("kind", "molecules")
+        denoiser = CrystalDenoiser(**content["network"]) if kind == "crystals" else Denoiser(**content["network"])
         denoiser.load_state_dict(content["state"])
-        card = dict(content["card"])
+        return kind, denoiser, dict(content["card"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is a damaged model file ({type(error).__name__}).") from error
-    return (CrystalScore if crystals else Score)(denoiser, name=str(name), card=card, device=device)
 
 
 def score_for(numbers: np.ndarray, periodic: bool, score: Any = None) -> Any:

@@ -1,10 +1,11 @@
-"""Denoising score matching on Lightning: `ase-gss train`."""
+"""Training on Lightning: `ase-gss train`. Denoising score matching, and forces."""
 
 import math
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -21,11 +22,19 @@ from ase_gss.score.crystal_data import add_noise as noise_crystals
 from ase_gss.score.crystal_denoiser import CrystalDenoiser
 from ase_gss.score.data import NoisedBatches, Structures, add_noise, read_structures
 from ase_gss.score.denoiser import Denoiser, denoising_loss
-from ase_gss.score.model import load_score, save_model
+from ase_gss.score.force_data import ForceBatches, ForceData, force_validation_batches, read_forces
+from ase_gss.score.learned_forces import force_loss, predicted_forces
+from ase_gss.score.model import FORCES, read_model, save_model
 
 #: Noise levels (Å) at which the validation loss is reported.
 VALIDATION_SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 N_VALIDATION = 320
+#: The same of structures with forces, which come in relaxations.
+N_FORCE_VALIDATION = 3000
+
+
+#: Training batches without an end, and validation batches.
+Streams = tuple[IterableDataset, list[dict[str, torch.Tensor]]]
 
 
 class ScoreTraining(lightning.LightningModule):
@@ -46,6 +55,7 @@ class ScoreTraining(lightning.LightningModule):
     """
 
     denoiser_class: ClassVar[type[nn.Module]]
+    kind: ClassVar[str]
 
     def __init__(self, network: dict, learning_rate: float, steps: int, output: str, card: dict) -> None:
         super().__init__()
@@ -94,7 +104,7 @@ class ScoreTraining(lightning.LightningModule):
             "training_seconds": round(self.seconds),
             "validation_loss": losses,
         }
-        save_model(self.denoiser, self.hparams.network, self.hparams.card | reached, self.hparams.output)
+        save_model(self.denoiser, self.hparams.network, self.hparams.card | reached, self.hparams.output, self.kind)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the time spent."""
@@ -122,6 +132,17 @@ class MoleculeTraining(ScoreTraining):
     """Training on molecules."""
 
     denoiser_class = Denoiser
+    kind = "molecules"
+
+    @staticmethod
+    def read(source: str, hold_out: Iterable[str], rng: np.random.Generator) -> tuple[Structures, Structures]:
+        """Structures for training and for validation."""
+        return _random_split(read_structures(source, hold_out), rng)
+
+    def streams(self, training: Structures, validation: Structures, batch_size: int, seed: int, done: int) -> Streams:
+        """Endless training batches after so many steps, and validation batches."""
+        stream = NoisedBatches(training, batch_size, (0.01, 8.0), seed + 1 + done)
+        return stream, validation_batches(validation, seed)
 
     def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Mean over the atoms with noise."""
@@ -132,6 +153,18 @@ class CrystalTraining(ScoreTraining):
     """Training on crystals: mean squared errors of the noise of the positions and of the strain."""
 
     denoiser_class = CrystalDenoiser
+    kind = "crystals"
+
+    @staticmethod
+    def read(source: str, hold_out: Iterable[str], rng: np.random.Generator) -> tuple[Crystals, Crystals]:
+        """Crystals for training and for validation."""
+        return _random_split(read_crystals(source, hold_out), rng)
+
+    def streams(self, training: Crystals, validation: Crystals, batch_size: int, seed: int, done: int) -> Streams:
+        """Endless training batches after so many steps, and validation batches."""
+        reach = self.denoiser.network.reach
+        stream = NoisedCrystals(training, batch_size, (0.01, 4.0), reach, seed + 1 + done)
+        return stream, crystal_validation_batches(validation, reach, seed)
 
     def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Means over atoms and over cells with noise; a lone atom, which cannot be moved, is none."""
@@ -149,6 +182,32 @@ class CrystalTraining(ScoreTraining):
             "loss_positions": (by_atom * weight).sum() / (weight > 0).sum().clamp_min(1),
             "loss_cell": (by_cell * free).sum() / free.sum().clamp_min(1),
         }
+
+
+class ForceTraining(ScoreTraining):
+    """Training on forces of molecules, with the network of a score."""
+
+    denoiser_class = Denoiser
+    kind = FORCES
+
+    @staticmethod
+    def read(source: str, hold_out: Iterable[str], rng: np.random.Generator) -> tuple[ForceData, ForceData]:
+        """Structures for training and for validation, of other compositions."""
+        return read_forces(source, hold_out).split(N_FORCE_VALIDATION, rng)
+
+    def streams(self, training: ForceData, validation: ForceData, batch_size: int, seed: int, done: int) -> Streams:
+        """Endless training batches after so many steps, and validation batches."""
+        return ForceBatches(training, batch_size, seed + 1 + done), force_validation_batches(validation)
+
+    def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Mean over the components."""
+        return {"loss": force_loss(self.denoiser, **batch)}
+
+    def validation_step(self, batch: dict[str, torch.Tensor]) -> None:
+        """Mean absolute error of a component (eV/Å), by the largest force."""
+        highest, forces = batch.pop("bin"), batch.pop("forces")
+        error = (predicted_forces(self.denoiser, **batch) - forces).abs().mean()
+        self.log(f"validation_up_to_{highest:g}", error, batch_size=len(forces))
 
 
 def validation_batches(structures: Structures, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -186,9 +245,19 @@ def git_revision() -> str:
     return result.stdout.strip() or "unknown"
 
 
+def _random_split(structures: Any, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Training and validation."""
+    order = rng.permutation(len(structures))
+    n_validation = min(N_VALIDATION, max(1, len(structures) // 10))
+    return structures.select(np.sort(order[n_validation:])), structures.select(order[:n_validation])
+
+
+_KINDS = {each.kind: each for each in (MoleculeTraining, CrystalTraining, ForceTraining)}
+
+
 def _take_weights(denoiser: nn.Module, start_from: str) -> None:
     try:
-        denoiser.load_state_dict(load_score(start_from).denoiser.state_dict())
+        denoiser.load_state_dict(read_model(start_from, "model")[1].state_dict())
     except RuntimeError as error:
         raise InputError(
             f"The weights of {start_from!r} do not fit: train the same kind and size of network."
@@ -199,7 +268,7 @@ def train(
     source: str,
     output: str,
     *,
-    crystals: bool = False,
+    kind: str = "molecules",
     hold_out: tuple[str, ...] = (),
     steps: int = 54_000,
     batch_size: int = 32,
@@ -214,16 +283,16 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Train a score and write it to `output`; resume where `output`.checkpoints/last.ckpt exists.
+    """Train a score, or forces, and write it to `output`; resume where `output`.checkpoints/last.ckpt exists.
 
     Parameters
     ----------
     source : str
-        "qm9pack" or a file that ASE reads; for crystals see `read_crystals`.
+        "qm9pack" or a file that ASE reads; for crystals see `read_crystals`, for forces `read_forces`.
     output : str
         Model file, written anew at every validation; checkpoints and loss curves go to `output`.checkpoints.
-    crystals : bool
-        Train on periodic structures.
+    kind : str
+        What is learned: a score of "molecules" or of "crystals", or "forces" of molecules.
     hold_out : tuple of str
         Formulas, for crystals chemical systems such as "Ti-O", left out of training and validation.
     steps, batch_size, learning_rate : int, int, float
@@ -245,11 +314,8 @@ def train(
     progress : bool
         Show a progress bar.
     """
-    structures = read_crystals(source, hold_out) if crystals else read_structures(source, hold_out)
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(structures))
-    n_validation = min(N_VALIDATION, max(1, len(structures) // 10))
-    validation, training = structures.select(order[:n_validation]), structures.select(np.sort(order[n_validation:]))
+    training, validation = _KINDS[kind].read(source, hold_out, rng)
     folder = Path(output + ".checkpoints")
     last = folder / "last.ckpt"
     torch.manual_seed(seed)
@@ -263,22 +329,15 @@ def train(
         "seed": seed,
         "git_revision": git_revision(),
     }
-    kind = CrystalTraining if crystals else MoleculeTraining
-    module = kind(network, learning_rate, steps, output, card)
+    module = _KINDS[kind](network, learning_rate, steps, output, card)
     if start_from is not None:
         _take_weights(module.denoiser, start_from)
-        card["started_from"] = load_score(start_from).card
+        card["started_from"] = read_model(start_from, "model")[2]
     if compile_network:
         module.denoiser.network.compile(dynamic=True)
     # After a restart the stream goes on with other numbers instead of repeating its beginning.
     done = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.exists() else 0
-    if crystals:
-        reach = module.denoiser.network.reach
-        stream: IterableDataset = NoisedCrystals(training, batch_size, (0.01, 4.0), reach, seed + 1 + done)
-        judged = crystal_validation_batches(validation, reach, seed)
-    else:
-        stream = NoisedBatches(training, batch_size, (0.01, 8.0), seed + 1 + done)
-        judged = validation_batches(validation, seed)
+    stream, judged = module.streams(training, validation, batch_size, seed, done)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = lightning.Trainer(
         accelerator="gpu" if device.startswith("cuda") else device,
