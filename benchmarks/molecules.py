@@ -15,6 +15,8 @@ that any run has met are pooled in F/reference_FORMULA.extxyz, which grows; a ru
 first met each of them. *Recovered* is the looser figure: an end as it is, of a force below 0.05 eV/Å, within 50 meV of
 the pooled minimum that it refines to, and the comparison agrees.
 
+What was counted of each run is kept in F/runs.json, so that `report` needs its database no more.
+
 `report` writes F/report.json, F/curves.csv and F/report.md: means and standard errors over seeds; how many times the
 calls random search needs for the same number (linear interpolation of its mean; standard error by bootstrap over the
 seeds of both; ">" where it has not got there); and how often the 90 % interval for the number of new minima in the next
@@ -29,7 +31,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -362,8 +364,11 @@ class Pool:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path, self._list, self.frames = path, MinimaList(Comparison.refined()), []
-        for atoms in read(path, ":") if path is not None and path.exists() else []:
+        #: Index of each minimum in the file.
+        self.kept = [
             self.index(atoms, atoms.info["met_by"])
+            for atoms in (read(path, ":") if path is not None and path.exists() else [])
+        ]
 
     def index(self, atoms: Atoms, met_by: str) -> int:
         """Index of this refined minimum, which is taken up where it is new."""
@@ -400,16 +405,37 @@ class Counted:
         Force calls at which each pooled minimum was first met, and first recovered, by its index.
     limit : float
         Force calls up to which the run says something.
-    account, state : dict
-        See `account_of` and `Run.state`.
+    distinct, whole, refinement_calls : int
+        Minima by themselves, trials that ended in one, and force calls of the refinement.
+    predictions : list of dict
+        See `check_predictions`.
+    state : dict
+        See `Run.state`.
     """
 
     run: Run
     first: dict[int, int]
     recovered: dict[int, int]
     limit: float
-    account: dict[str, Any]
+    distinct: int
+    whole: int
+    refinement_calls: int
+    predictions: list[dict[str, float]]
     state: dict[str, Any]
+
+    def as_record(self) -> dict[str, Any]:
+        """What is kept of it: minima are numbers in the file of the pool."""
+        facts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "run"}
+        return {"formula": self.run.formula, "method": self.run.method, "seed": self.run.seed, **facts}
+
+    @classmethod
+    def from_record(cls, folder: Path, record: dict[str, Any], pool: "Pool") -> "Counted":
+        """A run whose database is elsewhere."""
+        run = Run(folder, record["formula"], record["method"], record["seed"])
+        facts = {each.name: record[each.name] for each in fields(cls) if each.name != "run"}
+        for key in ("first", "recovered"):
+            facts[key] = {pool.kept[int(index)]: calls for index, calls in record[key].items()}
+        return cls(run, **facts)
 
     def marks(self, within: np.ndarray, recovered: bool = False) -> np.ndarray:
         """Sorted calls at which pooled minima within the window (a mask) were first met."""
@@ -435,7 +461,11 @@ def counted_in(run: Run, pool: Pool) -> Counted:
             recovered[index] = min(calls, recovered.get(index, calls))
     # A search that has dried up would spend no more: it stays where it is.
     limit = max(state["max_calls"], account["calls"][-1] if account["calls"] else 0)
-    return Counted(run, first, recovered, limit, account, state)
+    whole = sum(index is not None for index in account["met"])
+    predictions = check_predictions(account["met"], predict_new)
+    return Counted(
+        run, first, recovered, limit, account["distinct"], whole, account["refinement_calls"], predictions, state
+    )
 
 
 # ---------------------------------------------------------------- curves
@@ -588,10 +618,37 @@ def check_predictions(
 # ---------------------------------------------------------------- reporting
 
 
-def evaluate(runs: Sequence[Run], budgets: Sequence[int], check_modes: int = 0) -> dict[str, Any]:
-    """Everything that is reported on these runs of one system; their minima are taken up into its reference set."""
-    pool = Pool(runs[0].folder / f"reference_{runs[0].formula}.extxyz")
+def evaluate(
+    folder: Path,
+    formula: str,
+    runs: Sequence[Run],
+    records: dict[str, dict[str, Any]],
+    budgets: Sequence[int],
+    check_modes: int = 0,
+) -> dict[str, Any]:
+    """Everything that is reported on one system; the minima of the runs are taken up into its reference set.
+
+    Parameters
+    ----------
+    folder, formula : Path, str
+        Where the reference set is, and of what.
+    runs : sequence of Run
+        With their files.
+    records : dict
+        By their names all runs, also those without files; is brought up to date.
+    budgets, check_modes : sequence of int, int
+        As on the command line.
+    """
+    pool = Pool(folder / f"reference_{formula}.extxyz")
+    names = {run.name for run in runs}
     counted = [counted_in(run, pool) for run in runs]
+    counted += [
+        Counted.from_record(folder, record, pool)
+        for name, record in records.items()
+        if record["formula"] == formula and name not in names
+    ]
+    counted.sort(key=lambda each: ([*METHODS, *PEERS].index(each.run.method), each.run.seed))
+    records.update({each.run.name: each.as_record() for each in counted})
     pool.save()
     by_method: dict[str, list[Counted]] = {}
     for each in counted:
@@ -604,11 +661,11 @@ def evaluate(runs: Sequence[Run], budgets: Sequence[int], check_modes: int = 0) 
     for each in counted:
         facts["runs"][each.run.name] = {
             "first_met": {str(k): calls for k, calls in sorted(each.first.items())},
-            "distinct_alone": each.account["distinct"],
+            "distinct_alone": each.distinct,
             "limit": each.limit,
             **each.state,
         }
-        if check_modes:
+        if check_modes and each.run.name in names:
             facts["runs"][each.run.name]["modes"] = modes_of(each, check_modes)
     facts["energies"] = (pool.energies - pool.energies.min(initial=np.inf)).tolist()
     return facts
@@ -647,21 +704,16 @@ def _curves(by_method: dict[str, list[Counted]], within: np.ndarray, budgets: Se
 def _totals(group: Sequence[Counted]) -> dict[str, Any]:
     """Cost and calibration of one method, over its seeds."""
     calls, trials = (sum(each.state[key] for each in group) for key in ("calls", "trials"))
-    met = [index for each in group for index in each.account["met"]]
-    checks = [
-        {"seed": each.run.seed, **check}
-        for each in group
-        for check in check_predictions(each.account["met"], predict_new)
-    ]
+    checks = [{"seed": each.run.seed, **check} for each in group for check in each.predictions]
     held = [check["low"] <= check["new"] <= check["high"] for check in checks]
     return {
         "seeds": len(group),
         "calls": calls,
         "trials": trials,
         "calls_per_trial": calls / max(trials, 1),
-        "whole_percent": 100 * sum(index is not None for index in met) / max(len(met), 1),
+        "whole_percent": 100 * sum(each.whole for each in group) / max(trials, 1),
         "seconds_per_1000_calls": 1000 * sum(each.state["wall_time"] for each in group) / max(calls, 1),
-        "refinement_calls": sum(each.account["refinement_calls"] for each in group),
+        "refinement_calls": sum(each.refinement_calls for each in group),
         "predictions": checks,
         "predictions_held_percent": 100 * float(np.mean(held)) if held else None,
     }
@@ -670,7 +722,7 @@ def _totals(group: Sequence[Counted]) -> dict[str, Any]:
 def modes_of(counted: Counted, number: int) -> dict[str, int]:
     """Of so many of a run's minima, drawn at random: how many were checked, and how many have no imaginary mode."""
     run = counted.run
-    path, which = run.refined_file(".modes.json"), counted.account["which"]
+    path, which = run.refined_file(".modes.json"), account_of(run)["which"]
     known = json.loads(path.read_text()) if path.exists() else {}
     ends = {}
     for end, own in which.items():
@@ -694,17 +746,13 @@ def modes_of(counted: Counted, number: int) -> dict[str, int]:
 
 
 def runs_in(folder: Path, calculator: str) -> dict[str, list[Run]]:
-    """The runs in a folder that have come to a budget, by formula, in the order of the methods above."""
+    """The runs in a folder that have come to a budget, by formula."""
     order, found = [*METHODS, *PEERS], []
     for path in folder.glob("*_*_*.json"):
         formula, method, seed = path.stem.rsplit("_", 2)
         if method in order and (folder / f"{path.stem}{'.extxyz' if method in PEERS else '.db'}").exists():
             found.append(Run(folder, formula, method, int(seed), calculator))
-    found.sort(key=lambda run: (order.index(run.method), run.seed))
-    formulas = [*HELD_OUT, *BEYOND]
-    formulas += sorted({run.formula for run in found} - set(formulas))
-    groups = {formula: [run for run in found if run.formula == formula] for formula in formulas}
-    return {formula: group for formula, group in groups.items() if group}
+    return {formula: [run for run in found if run.formula == formula] for formula in {run.formula for run in found}}
 
 
 def tables(facts: dict[str, Any], window: float) -> str:
@@ -848,11 +896,19 @@ def _tell(run: Run, result: Callable[[], str]) -> bool:
 
 def report(options: argparse.Namespace) -> None:
     """The command `report`."""
-    groups = runs_in(options.folder.absolute(), options.calculator)
-    groups = {formula: runs for formula, runs in groups.items() if not options.systems or formula in options.systems}
-    if not groups:
+    folder, kept = options.folder.absolute(), options.folder / "runs.json"
+    records = json.loads(kept.read_text()) if kept.exists() else {}
+    groups = runs_in(folder, options.calculator)
+    there = {*groups, *(each["formula"] for each in records.values())}
+    order = dict.fromkeys([*HELD_OUT, *BEYOND, *sorted(there)])
+    chosen = [each for each in order if each in there and (not options.systems or each in options.systems)]
+    if not chosen:
         raise SystemExit(f"There are no runs in {options.folder}.")
-    facts = {formula: evaluate(runs, options.budgets, options.check_modes) for formula, runs in groups.items()}
+    facts = {
+        formula: evaluate(folder, formula, groups.get(formula, []), records, options.budgets, options.check_modes)
+        for formula in chosen
+    }
+    _replace(kept, lambda part: part.write_text(json.dumps(_without_nan(records))))
     (options.folder / "report.json").write_text(json.dumps(_without_nan(facts), indent=1))
     write_csv(facts, options.folder / "curves.csv")
     text = "\n\n".join(tables(facts, window) for window in options.windows)

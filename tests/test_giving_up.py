@@ -78,6 +78,17 @@ def test_a_relaxation_that_heads_for_a_known_end_is_cut_short():
     assert np.isfinite(outcome.energy)
 
 
+def test_what_is_too_high_costs_one_force_call_and_what_is_not_is_relaxed():
+    system, atoms = Molecule(molecule("H2O").numbers), bent_water()
+    giving_up = GivingUp(sampled=True, ceiling=-1.0)
+    outcome = system.relax(atoms, giving_up=giving_up, optimizer="FIRE")
+    assert giving_up.too_high
+    assert "too high" in outcome.reason
+    assert atoms.calc.calls == 1
+    low = bent_water()
+    assert system.relax(low, giving_up=GivingUp(sampled=True, ceiling=1e3), optimizer="FIRE").converged
+
+
 def test_a_generation_knows_only_what_it_may_know():
     atoms = bent_water()
     outcome = Molecule(atoms.numbers).relax(atoms, giving_up=GivingUp(sampled=True, known=known_water(before=7)))

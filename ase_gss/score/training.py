@@ -193,7 +193,8 @@ class ForceTraining(ScoreTraining):
     @staticmethod
     def read(source: str, hold_out: Iterable[str], rng: np.random.Generator) -> tuple[ForceData, ForceData]:
         """Structures for training and for validation, of other compositions."""
-        return read_forces(source, hold_out).split(N_FORCE_VALIDATION, rng)
+        data = read_forces(source, hold_out)
+        return data.split(min(N_FORCE_VALIDATION, max(1, len(data) // 10)), rng)
 
     def streams(self, training: ForceData, validation: ForceData, batch_size: int, seed: int, done: int) -> Streams:
         """Endless training batches after so many steps, and validation batches."""
