@@ -53,7 +53,7 @@ class Plan:
     forces : Calculator or None
         Learned forces that a search begins with.
     settles_at_once : bool
-        They know the elements; else they are what the search learns its own from.
+        They know the elements, and there is no charge; else they are what the search learns its own from.
     """
 
     system: System
@@ -140,7 +140,7 @@ class Plan:
             from ase_gss.score.learned_forces import load_forces
 
             learned_forces = load_forces("molecules-forces" if forces is None else forces)
-            at_once = learned_forces.knows(system.elements)
+            at_once = learned_forces.knows(system.elements) and charge == 0
         if not (at_once or (can_adapt and adapt is not False)):
             regimes = tuple(each for each in regimes if not each.settled)
         return cls(

@@ -17,6 +17,8 @@ NOISE, RANDOM, KNOWN = "noise", "random structure", "known minimum"
 EXPLORING = 0.05
 #: What sampling a structure costs, in force calls: a regime whose samples are never relaxed must not look free.
 SAMPLING = 0.3
+#: What the rate of a regime that does without learned forces counts where there are some: it wastes what they spare.
+BARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def choose(
     gamma distribution of shape f1 + its promise and rate C + b; with b a regime of promise 1 is expected to do as well
     as all together. One trial in twenty goes to any regime, so that none is forgotten.
 
-    Where there are learned forces the same ways to make a trial without them are only for that one in twenty: even
-    where the forces are poor they rule out what falls apart, and the optimizer begins no farther from its end.
+    Where there are learned forces, a way to make a trial without them is taken only once those trials have shown that it
+    does better, by far.
 
     Parameters
     ----------
@@ -102,10 +104,9 @@ def choose(
         [ledger.force_calls.get(each.name, 0) + SAMPLING * ledger.trials.get(each.name, 0) for each in usable]
     )
     prior = (cost.sum() + 1) / (once.sum() + 1)
-    promise = np.array([regime.promise for regime in usable])
-    rates = rng.gamma(once + promise, 1 / (cost + prior), size=(n, len(usable)))
-    if settling and any(regime.settled for regime in usable):
-        rates[:, [not regime.settled for regime in usable]] = 0.0
+    bare = np.array([settling and not regime.settled for regime in usable])
+    promise = np.where(bare, 0.0, [regime.promise for regime in usable])
+    rates = rng.gamma(once + promise, 1 / (cost + prior), size=(n, len(usable))) * np.where(bare, BARE, 1.0)
     explores = rng.random(n) < EXPLORING
     indices = np.where(explores, rng.integers(len(usable), size=n), np.argmax(rates, axis=1))
     return [usable[index] for index in indices]
