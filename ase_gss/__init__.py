@@ -15,6 +15,7 @@ _HOMES = {
     "GenerativeRSS": "ase_gss.search",
     "ScoreCalculator": "ase_gss.score",
     "load_score": "ase_gss.score",
+    "load_forces": "ase_gss.score",
     "Schedule": "ase_gss.schedule",
     "InputError": "ase_gss.errors",
 }

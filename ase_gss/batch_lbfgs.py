@@ -42,7 +42,7 @@ def relax_together(
     Returns
     -------
     positions : ndarray, shape (S, N, 3)
-        Å. A structure whose forces are not finite is left where it was last.
+        Å. A structure whose forces are not finite is left there.
     evaluations : ndarray, shape (S,)
         How often each had its forces evaluated.
     given_up : ndarray, shape (S,)

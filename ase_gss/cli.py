@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "--forces",
         metavar="FILE",
         help="learned forces that samples are relaxed with before they cost a force call: a file of ase-gss train "
-        "--forces, or none (default: those that ship with it)",
+        "--forces, or none to begin without any (default: those that ship with it)",
     )
     search.add_argument(
         "--coupling",
@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--features", type=_positive, default=64, help="width of the network (default: %(default)s)")
     train.add_argument("--blocks", type=_positive, default=4, help="PaiNN blocks (default: %(default)s)")
     train.add_argument("--jitter", type=float, default=0.5, help="noise on element descriptors (default: %(default)s)")
-    train.add_argument("--start-from", metavar="SCORE", help="score whose weights the training starts from")
+    train.add_argument("--start-from", metavar="MODEL", help="score or forces whose weights the training starts from")
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     train.add_argument("--validate-every", type=_positive, default=1000, help="steps (default: %(default)s)")
     train.add_argument("--compile", action="store_true", help="torch.compile: 1.7 times as fast; needs a C++ compiler")

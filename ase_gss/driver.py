@@ -14,7 +14,7 @@ from ase_gss.failures import Failures, SearchError
 from ase_gss.found import Found
 from ase_gss.frames import Frames
 from ase_gss.ledger import GENERATION, Familiarity
-from ase_gss.lesson import Lesson
+from ase_gss.lesson import Learned, Lesson
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
@@ -215,14 +215,18 @@ class Driver:
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
-            lesson = self._last_lesson() if self._needs_lesson(begun) else None
+            lesson = self._lesson_for(begun)
             self._open.append(Generation(index, by_number, unsampled, ready, familiarity, lesson))
             self._open.sort(key=lambda generation: generation.index)
 
-    def _needs_lesson(self, trials: Iterable[Trial]) -> bool:
-        """Whether some of these take what has been learned."""
-        taught = self.plan.learns and self.found.ledger.lesson
-        return bool(taught and any(trial.learned or trial.settles for trial in trials))
+    def _lesson_for(self, trials: Iterable[Trial]) -> Lesson | None:
+        """The last lesson, where some of these take what it teaches."""
+        if not (self.plan.learns and self.found.ledger.lesson):
+            return None
+        if any(trial.learned for trial in trials):
+            return self._last_lesson()
+        lesson = self._last_lesson() if any(trial.settles for trial in trials) else None
+        return lesson if lesson is not None and lesson.teaches_forces else None
 
     def _last_lesson(self) -> Lesson:
         """The last lesson as of now: a new one, or the one that has begun."""
@@ -279,8 +283,9 @@ class Driver:
         for trial in trials:
             generation.unsampled.remove(trial.number)
         learned = None if generation.lesson is None else generation.lesson.learned
-        if not any(trial.learned or trial.settles for trial in trials):
-            learned = None  # networks travel only with those that take them
+        if learned is not None and not any(trial.learned for trial in trials):
+            # Networks travel only with those that take them.
+            learned = Learned((), learned.forces) if any(trial.settles for trial in trials) else None
         return Job("sample", tuple(trials), learned=learned)
 
     def _known_ends(self, generation: Generation) -> KnownEnds | None:
@@ -411,7 +416,7 @@ class Driver:
 
 def _no_lesson(error: Exception) -> SearchError:
     words = " ".join(str(error).split()) or type(error).__name__
-    return SearchError(f"The score cannot learn from what was found ({words}): search without adapt (--no-adapt).")
+    return SearchError(f"The search cannot learn from what was found ({words}): search without adapt (--no-adapt).")
 
 
 def _known_before(index: int) -> int:

@@ -26,7 +26,8 @@ class Failures:
 
     def count(self, trial: Trial) -> None:
         """Take a finished trial into account; those that were never relaxed say nothing."""
-        if trial.ended in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET):
+        in_pieces_before = trial.ended is Ended.FRAGMENTS and not trial.force_calls
+        if in_pieces_before or trial.ended in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET):
             return
         self._judged += 1
         if trial.ended in (Ended.CALCULATOR, Ended.CELL):

@@ -29,7 +29,7 @@ class GivingUp:
     Parameters
     ----------
     sampled : bool
-        A score has made the structure; it is not a random start.
+        A score has made the structure, or learned forces have settled it; it is not as random as it may have begun.
     known : KnownEnds, optional
         What may be recognised; by default nothing.
     ceiling : float

@@ -6,10 +6,8 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from ase.calculators.calculator import Calculator
-
 from ase_gss.errors import InputError
-from ase_gss.lesson import Learned, Part
+from ase_gss.lesson import ForceFunction, Learned, Part
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.stages import relax, sample
@@ -81,7 +79,7 @@ class WorkersError(RuntimeError):
     """The workers as a whole cannot go on; the message says why."""
 
 
-def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction | Calculator:
+def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction | ForceFunction:
     """Take the trials through the stage, and return them changed; of a lesson what has been learned."""
     if job.stage == "learn":
         return plan.learn(job.part)

@@ -3,14 +3,17 @@
 Copies of the score learn from the minima, and another copy of its network learns the forces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
 
 from ase_gss.frames import Frames
 from ase_gss.walk import ScoreFunction
+
+#: Forces (S, N, 3) in eV/Å of structures of atoms with numbers (N,) at positions (S, N, 3) in Å.
+ForceFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 #: So many deaths of workers a lesson survives: its parts are begun again.
 DEATHS = 4
@@ -26,15 +29,15 @@ class Part:
         The lesson is from the trials below this number.
     copy : int
         Which copy: those of the score count from 0; the forces come last.
-    steps : int or None
-        Of its training; None for as many as suit the matter.
+    steps : int
+        Of its training.
     matter : tuple of Atoms or Frames
         What is to be learned: minima by a score, or forces.
     """
 
     lesson: int
     copy: int
-    steps: int | None
+    steps: int
     matter: tuple[Atoms, ...] | Frames
 
 
@@ -46,12 +49,12 @@ class Learned:
     ----------
     scores : tuple of callable
         The scores, which trials take in turn.
-    forces : Calculator, optional
-        What samples are relaxed with before they cost a force call.
+    forces : callable, optional
+        See `ForceFunction`: what samples are relaxed with before they cost a force call.
     """
 
     scores: tuple[ScoreFunction, ...]
-    forces: Calculator | None = None
+    forces: ForceFunction | None = None
 
 
 class Lesson:
@@ -65,18 +68,24 @@ class Lesson:
         What the score is to learn.
     frames : Frames, optional
         What forces are to be learned from; without any, none are.
+
+    Attributes
+    ----------
+    teaches_forces : bool
+        There are frames.
     """
 
     def __init__(self, number: int, minima: Sequence[Atoms], frames: Frames | None) -> None:
-        from ase_gss.score import adapt  # torch is needed only here
+        from ase_gss.score import adapt, learned_forces  # torch is needed only here
 
         self.number = number
         self._copies = adapt.COPIES
         self._to_do = [Part(number, copy, adapt.STEPS, tuple(minima)) for copy in range(adapt.COPIES)]
         if frames is not None:
-            self._to_do.append(Part(number, adapt.COPIES, None, frames))
+            self._to_do.append(Part(number, adapt.COPIES, learned_forces.steps_for(len(frames)), frames))
+        self.teaches_forces = frames is not None
         self._missing = len(self._to_do)
-        self._learned: dict[int, ScoreFunction | Calculator] = {}
+        self._learned: dict[int, ScoreFunction | ForceFunction] = {}
         self._lost = 0
 
     @property
@@ -90,7 +99,7 @@ class Lesson:
         """The next part that nobody has begun, which is begun herewith; None where there is none."""
         return self._to_do.pop(0) if self._to_do else None
 
-    def take_back(self, part: Part, learned: ScoreFunction | Calculator) -> None:
+    def take_back(self, part: Part, learned: ScoreFunction | ForceFunction) -> None:
         """A copy has learned."""
         self._learned[part.copy] = learned
 

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
 
 from ase_gss.batch import check_batches
 from ase_gss.calculators import calculator_source, check_elements
 from ase_gss.composition import same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError
+from ase_gss.families import FAMILY
 from ase_gss.forces import CountedCalculator
 from ase_gss.frames import Frames
 from ase_gss.ledger import GENERATION, Ledger
-from ase_gss.lesson import Part
+from ase_gss.lesson import ForceFunction, Part
 from ase_gss.regimes import ADAPTIVE, KNOWN, NOISE, RANDOM, Regime, choose
 from ase_gss.relax import optimizer_class
 from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
@@ -24,6 +24,9 @@ from ase_gss.symmetry import Symmetry
 from ase_gss.systems import System
 from ase_gss.trial import Trial
 from ase_gss.walk import ScoreFunction
+
+if TYPE_CHECKING:
+    from ase_gss.score.learned_forces import LearnedForces
 
 
 @dataclass
@@ -50,10 +53,10 @@ class Plan:
         As for `GenerativeRSS`.
     batch : int
         Structures that go through the calculator in one call.
-    forces : Calculator or None
+    forces : LearnedForces or None
         Learned forces that a search begins with.
     settles_at_once : bool
-        They know the elements, and there is no charge; else they are what the search learns its own from.
+        They know the elements, and there is neither charge nor spin; else the search learns its own from them.
     """
 
     system: System
@@ -70,7 +73,7 @@ class Plan:
     multiplicity: int
     seed: int
     batch: int = 1
-    forces: Calculator | None = None
+    forces: "LearnedForces | None" = None
     settles_at_once: bool = False
 
     @classmethod
@@ -135,14 +138,27 @@ class Plan:
             )
         if not can_adapt or adapt is False:
             regimes = tuple(each for each in regimes if not each.learned)
+        learns, can_settle = can_adapt and adapt is not False, any(each.settled for each in regimes)
+        own_forces = forces not in (None, False, True)
+        if own_forces and not (can_settle and hasattr(loaded, "denoiser")):
+            raise InputError(
+                "Only an adaptive search for molecules takes learned forces, with a score from a model file: leave out "
+                "forces."
+            )
         learned_forces, at_once = None, False
-        if any(each.settled for each in regimes) and forces is not False and hasattr(loaded, "denoiser"):
+        if can_settle and forces is not False and hasattr(loaded, "denoiser"):
             from ase_gss.score.learned_forces import load_forces
 
-            learned_forces = load_forces("molecules-forces" if forces is None else forces)
-            at_once = learned_forces.knows(system.elements) and charge == 0
-        if not (at_once or (can_adapt and adapt is not False)):
-            regimes = tuple(each for each in regimes if not each.settled)
+            learned_forces = load_forces(forces if own_forces else "molecules-forces")
+            # Else they are only what the search learns its own from.
+            at_once = learned_forces.knows(system.elements) and charge == 0 and multiplicity == 1
+        if not (at_once or learns):
+            if own_forces:
+                raise InputError(
+                    f"The forces {forces} do not know these elements, or this charge or spin, and a search that does "
+                    "not learn cannot mend that: leave out forces."
+                )
+            learned_forces, regimes = None, tuple(each for each in regimes if not each.settled)
         return cls(
             system=system,
             new_calculator=new_calculator,
@@ -182,6 +198,7 @@ class Plan:
             "score": str(getattr(self.score, "name", None)),
             **({"adapt": True} if self.learns else {}),
             **({"forces": self.forces.source} if self.forces is not None else {}),
+            **({"family": FAMILY} if single is None and not self.system.periodic else {}),
             **self.system.settings(),
             "n_steps": max(each.schedule.n_steps for each in self.regimes),
             "own_starts": 0 if self.starts is None else len(self.starts),
@@ -189,7 +206,7 @@ class Plan:
             "max_steps": self.max_steps,
         }
 
-    def learn(self, part: Part) -> ScoreFunction | Calculator:
+    def learn(self, part: Part) -> ScoreFunction | ForceFunction:
         """The score, or the forces, as a part of a lesson has taught them."""
         from ase_gss.score.adapt import adapted  # torch is needed only here
         from ase_gss.score.learned_forces import learn_forces

@@ -1,17 +1,15 @@
 """Before a molecule, sampled or random, costs a force call it is relaxed with learned forces."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ase_gss.batch_lbfgs import relax_together
 from ase_gss.bonds import connected
 from ase_gss.giving_up import longest_bond
+from ase_gss.lesson import ForceFunction
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
-
-#: Forces (S, N, 3) in eV/Å of structures of atoms with numbers (N,) at positions (S, N, 3) in Å.
-ForceFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 #: eV/Å; learned forces are off by as much.
 FMAX = 0.1

@@ -79,8 +79,8 @@ def choose(
     gamma distribution of shape f1 + its promise and rate C + b; with b a regime of promise 1 is expected to do as well
     as all together. One trial in twenty goes to any regime, so that none is forgotten.
 
-    Where there are learned forces, a way to make a trial without them is taken only once those trials have shown that it
-    does better, by far.
+    Where there are learned forces, a way to make a trial without them is taken only once some such trials have shown
+    that it does better, by far.
 
     Parameters
     ----------

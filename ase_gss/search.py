@@ -50,7 +50,8 @@ class GenerativeRSS:
     forces : str, path or False, optional
         Of an adaptive search: learned forces (see `ase_gss.score.learned_forces.load_forces`) with which samples and
         random structures are relaxed before they cost a force call, and from which it learns its own. By default those
-        that ship with the package, from the first trial on where they know the elements; False for none.
+        that ship with the package, from the first trial on where they know the elements and there is neither charge nor
+        spin; False begins without any, so that without `adapt` there are none.
     coupling : str or Coupling, optional
         Instead of a regime: every trial goes through the sampler with this coupling, as for `GSSDynamics`; with "rss"
         random starts go to the optimizer without any sampling.

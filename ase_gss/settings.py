@@ -16,6 +16,7 @@ FIXED_SETTINGS = (
     "regime",
     "adapt",
     "forces",
+    "family",
     "score",
     "fragments",
     "mirror_images_are_one",
@@ -52,6 +53,11 @@ def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str
             if key == "adapt":
                 advice = "without learning: add --no-adapt" if settings.get(key) else "learning: leave out --no-adapt"
                 raise InputError(f"{name} is of a search {advice} (adapt in Python), or give another database.")
+            if key == "family":
+                raise InputError(
+                    f"{name} is of an adaptive search of another version of ase-gss, whose trials were others: give "
+                    "another database."
+                )
             before, now = _short(earlier.get(key)), _short(settings.get(key))
             difference = f"{key} {before}, not {now}" if before != now else f"another {key}"
             raise InputError(f"{name} is of a search with {difference}: give another database, or the same settings.")

@@ -22,14 +22,13 @@ from ase.io import write
 from ase_gss import GenerativeRSS
 from ase_gss.composition import formula_of, parse_formula
 from ase_gss.score.data import formula_key
+from ase_gss.score.force_data import LARGEST_FORCE
 from ase_gss.stages import relax, sample
 
 #: Probabilities of the heavy atoms C, N, O and F, how many there are, and trials of one composition.
 HEAVY, SHARES, MOST_HEAVY, TRIALS = "CNOF", (0.56, 0.17, 0.22, 0.05), 7, 12
 #: Shares of the regimes.
 REGIMES = {"hot": 0.3, "hotter": 0.25, "early": 0.1, "diffusion": 0.1, "rss": 0.25}
-#: eV/Å; structures with larger forces are left out.
-LARGEST_FORCE = 25.0
 
 
 def random_formula(rng: np.random.Generator, held_out: set[tuple[int, ...]]) -> str:
@@ -60,7 +59,7 @@ def frames_of(formula: str, calculator: str, rng: np.random.Generator) -> Iterat
         if trial.frames is None:
             continue
         for positions, forces in zip(trial.frames.positions, trial.frames.forces, strict=True):
-            if np.abs(forces).max() < LARGEST_FORCE:
+            if np.abs(forces).max() <= LARGEST_FORCE:
                 atoms = Atoms(plan.system.numbers, positions)
                 atoms.calc = SinglePointCalculator(atoms, forces=forces)
                 yield atoms

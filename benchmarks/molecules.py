@@ -100,6 +100,7 @@ class PublishedMn:
 _AS_PUBLISHED = {"optimizer": "BFGS", "recognise": False}
 METHODS: dict[str, dict[str, Any]] = {
     "gss": {},
+    "gss-own-forces": {"forces": False},
     "rss": {"coupling": "rss"},
     "diffusion": {"coupling": "diffusion"},
     "hot": {"coupling": "hot"},
@@ -433,6 +434,8 @@ class Counted:
         """A run whose database is elsewhere."""
         run = Run(folder, record["formula"], record["method"], record["seed"])
         facts = {each.name: record[each.name] for each in fields(cls) if each.name != "run"}
+        if max(map(int, record["first"]), default=-1) >= len(pool.kept):
+            raise SystemExit(f"{pool.path} lacks minima of {run.name}: put back the file that runs.json came with.")
         for key in ("first", "recovered"):
             facts[key] = {pool.kept[int(index)]: calls for index, calls in record[key].items()}
         return cls(run, **facts)
@@ -898,6 +901,7 @@ def report(options: argparse.Namespace) -> None:
     """The command `report`."""
     folder, kept = options.folder.absolute(), options.folder / "runs.json"
     records = json.loads(kept.read_text()) if kept.exists() else {}
+    records = {name: record for name, record in records.items() if record["method"] in (*METHODS, *PEERS)}
     groups = runs_in(folder, options.calculator)
     there = {*groups, *(each["formula"] for each in records.values())}
     order = dict.fromkeys([*HELD_OUT, *BEYOND, *sorted(there)])

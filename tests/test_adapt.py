@@ -11,10 +11,11 @@ from conftest import GaussianScore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ase_gss import GenerativeRSS, ledger
+from ase_gss import GenerativeRSS, driver, ledger
 from ase_gss.bonds import bonding_graph, graph_key
 from ase_gss.coupling import Hot
 from ase_gss.errors import InputError
+from ase_gss.frames import Frames
 from ase_gss.ledger import Entry, Ledger
 from ase_gss.lesson import Learned
 from ase_gss.schedule import Schedule
@@ -87,6 +88,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(ledger, "FIRST_LESSON", 60)
     monkeypatch.setattr(adapt, "STEPS", 3)
     monkeypatch.setattr(learned_forces, "LEAST_STEPS", 20)
+    monkeypatch.setattr(driver, "ENOUGH_FRAMES", 0)
 
 
 def books(search):
@@ -94,10 +96,13 @@ def books(search):
     return [(r.number, r.regime, r.ended, r.force_calls, r.energy) for r in records]
 
 
-def test_a_search_that_learns_is_the_same_on_workers_and_after_a_stop(quick, tmp_path):
+def test_a_search_that_learns_is_the_same_on_workers_and_after_a_stop(quick, tmp_path, monkeypatch):
     whole = GenerativeRSS("CH2O", "emt", seed=3)
+    taught, learn = [], whole.plan.learn
+    monkeypatch.setattr(whole.plan, "learn", lambda part: taught.append(type(part.matter)) or learn(part))
     whole.run(trials=160)
     assert any("learned" in record.regime for record in whole.archive.records)
+    assert Frames in taught
     database = tmp_path / "x.db"
     GenerativeRSS("CH2O", "emt", seed=3, database=database).run(trials=100)
     resumed = GenerativeRSS("CH2O", "emt", seed=3, database=database)

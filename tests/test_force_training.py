@@ -76,6 +76,16 @@ def test_what_cannot_be_learned_from_says_so(tmp_path):
     one = ForceData.from_arrays([(np.array([1, 1]), np.eye(3)[:2], np.zeros((2, 3)))] * 4)
     with pytest.raises(InputError, match="two compositions"):
         one.split(2, np.random.default_rng(0))
+    with pytest.raises(InputError, match="give molecules, crystals, forces"):
+        train(bare, str(tmp_path / "x.pt"), kind="stress")
+
+
+def test_a_large_composition_is_not_taken_away_from_training():
+    small = [(np.array([1, 1]), np.eye(3)[:2], np.zeros((2, 3)))] * 10
+    large = [(np.array([1, 8]), np.eye(3)[:2], np.zeros((2, 3)))] * 200
+    for seed in range(6):
+        training, validation = ForceData.from_arrays(small + large).split(30, np.random.default_rng(seed))
+        assert (len(training), len(validation)) == (200, 10)
 
 
 def test_training_writes_forces_that_a_search_takes(file, tmp_path):

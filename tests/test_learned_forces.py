@@ -10,15 +10,16 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from scipy.spatial.transform import Rotation
 
-from ase_gss import GenerativeRSS, ledger
+from ase_gss import GenerativeRSS, InputError, ledger
 from ase_gss.archive import Archive
 from ase_gss.forces import CountedCalculator
 from ase_gss.frames import Frames
 from ase_gss.lesson import Learned
 from ase_gss.relax import hand_off
-from ase_gss.score import adapt, load_score
+from ase_gss.score import adapt, learned_forces, load_score
 from ase_gss.score.learned_forces import LARGEST_FORCE, LearnedForces, learn_forces, load_forces
-from ase_gss.stages import sample
+from ase_gss.search import SearchError
+from ase_gss.stages import relax, sample
 from ase_gss.trial import Ended
 
 WATER = Atoms("OH2", positions=[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
@@ -168,11 +169,97 @@ def test_a_search_that_does_not_learn_keeps_nothing_of_it(tmp_path):
 
 
 def test_a_search_relaxes_with_what_it_has_learned(monkeypatch):
+    """Elements that the shipped forces do not know: nothing settles before a lesson."""
     monkeypatch.setattr(ledger, "FIRST_LESSON", 60)
     monkeypatch.setattr(adapt, "STEPS", 2)
-    search = GenerativeRSS("CH2O", "emt", seed=3)
+    monkeypatch.setattr(learned_forces, "LEAST_STEPS", 20)
+    search = GenerativeRSS("CH3Al", "emt", seed=3)
+    assert not search.plan.settles_at_once
     search.run(trials=96)
-    steps = max(regime.schedule.n_steps for regime in search.plan.regimes)
-    further = {record.regime for record in search.archive.records if record.score_calls > steps}
-    assert further
-    assert all(name.startswith("settled") for name in further)
+    settled = [record for record in search.archive.records if record.regime.startswith("settled")]
+    assert settled
+    spent, first = 0, min(record.number for record in settled)
+    for record in sorted(search.archive.records, key=lambda record: record.number):
+        if record.number < first:
+            spent += record.force_calls
+    assert spent >= 60
+
+
+def test_forces_go_on_from_those_they_begin_with_and_only_where_they_become_better():
+    shipped, frames = load_forces("molecules-forces"), visited(200)
+    taught = learn_forces(shipped, WATER.numbers, frames, seed=0)
+    others = visited(30, seed=1)
+
+    def off(forces):
+        return np.abs(forces(WATER.numbers, others.positions) - others.forces).mean()
+
+    assert off(taught) < 0.5 * off(shipped)
+    # The last fifth, which is not learned, is of another world.
+    judged = Frames(frames.positions, np.concatenate([frames.forces[:160], 0 * frames.forces[160:]]))
+    strange = Frames(frames.positions, np.concatenate([5 * frames.forces[:160], shipped_forces(shipped, frames)[160:]]))
+    assert learn_forces(shipped, WATER.numbers, strange, seed=0) is shipped
+    assert learn_forces(load_score("molecules"), WATER.numbers, judged, seed=0, steps=2) is not None
+
+
+def shipped_forces(forces, frames):
+    return forces(WATER.numbers, frames.positions)
+
+
+def test_what_settles_far_above_the_lowest_is_given_up_after_one_force_call():
+    plan = GenerativeRSS("CH2O", "emt", seed=0).plan
+    trials = sampled(plan, None)
+    for trial in trials:
+        trial.ceiling = -1e6
+    relax([trial for trial in trials if trial.ended is None], plan)
+    high = [trial for trial in trials if trial.ended is Ended.HIGH]
+    assert high
+    assert all(trial.force_calls == 1 and "too high" in trial.reason for trial in high)
+
+
+@pytest.mark.parametrize("keywords", [{"coupling": "hot"}, {"regime": "rss"}, {"pbc": True}])
+def test_forces_that_nobody_would_take_are_refused(keywords):
+    with pytest.raises(InputError, match="leave out forces"):
+        GenerativeRSS("CH2O", "lj", forces="molecules-forces", **keywords)
+
+
+def test_forces_that_know_nothing_of_this_are_for_a_search_that_learns():
+    with pytest.raises(InputError, match="leave out forces"):
+        GenerativeRSS("CH3Al", "emt", forces="molecules-forces", adapt=False)
+    assert GenerativeRSS("CH3Al", "emt", adapt=False).plan.forces is None
+    assert not GenerativeRSS("CH3", "emt").plan.settles_at_once  # a radical
+    assert GenerativeRSS("CH4", "emt").plan.settles_at_once
+    with pytest.raises(InputError, match="No forces 'molecule': give molecules-forces, or"):
+        load_forces("molecule")
+
+
+class Broken(EMT):
+    """Fails always."""
+
+    def calculate(self, *args, **keywords):
+        raise RuntimeError("no licence")
+
+
+def test_a_broken_calculator_stops_the_search_however_many_samples_fall_apart():
+    search = GenerativeRSS("C2H4O3", Broken(), seed=1)
+    with pytest.raises(SearchError, match="no licence"):
+        search.run(trials=400)
+
+
+def test_a_trial_does_not_depend_on_which_of_its_generation_are_done_already():
+    plan = GenerativeRSS("C3H6O", "emt", seed=0).plan
+    regimes = [each for each in plan.regimes if each.name in ("settled-hot", "settled-hotter")]
+    trials = {alone: [plan.begin(n, regimes[n % 2]) for n in range(6)] for alone in (True, False)}
+    sample(trials[False], plan)
+    for trial in trials[True]:
+        sample([trial], plan)
+    for mine, its in zip(trials[True], trials[False], strict=True):
+        assert np.array_equal(mine.walk.positions, its.walk.positions)
+        assert mine.ended == its.ended
+
+
+def test_an_adaptive_search_of_another_family_does_not_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("ase_gss.plan.FAMILY", 1)
+    GenerativeRSS("CH2O", "emt", database=tmp_path / "x.db").run(trials=1)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="another version of ase-gss"):
+        GenerativeRSS("CH2O", "emt", database=tmp_path / "x.db")

@@ -1,11 +1,13 @@
 """What regimes have cost and found, and which of them comes next."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_gss.coupling import Diffusion
-from ase_gss.ledger import Entry, Ledger
+from ase_gss.ledger import MARGIN, Entry, Ledger
 from ase_gss.regimes import KNOWN, NOISE, Regime, choose
 from ase_gss.schedule import Schedule
 
@@ -78,3 +80,25 @@ def test_nothing_starts_from_known_minima_before_there_are_any():
     assert {regime.name for regime in choose([A, again], Ledger(), 100, rng)} == {"A"}
     known = ledger_of(Entry(0, "A", 10, minimum=0, energy=0.0))
     assert {regime.name for regime in choose([A, again], known, 100, rng)} == {"A", "again"}
+
+
+def test_regimes_without_learned_forces_wait_until_they_have_shown_that_they_do_better():
+    settled = replace(A, name="settled", settled=True)
+
+    def share(ledger, settling=True):
+        chosen = choose([A, settled], ledger, 1000, np.random.default_rng(0), settling)
+        return np.mean([regime is settled for regime in chosen])
+
+    assert share(Ledger()) > 0.95
+    assert share(Ledger(), settling=False) == 0
+    poor = [Entry(n, "settled", 10, minimum=0, energy=0.0) for n in range(60)]
+    good = [Entry(100 + n, "A", 10, minimum=1 + n, energy=0.0) for n in range(12)]
+    assert share(ledger_of(*poor, *good)) < 0.1
+    as_good = [Entry(n, "settled", 10, minimum=100 + n, energy=0.0) for n in range(12)]
+    assert share(ledger_of(*as_good, *good)) > 0.8
+
+
+def test_what_is_far_above_the_window_is_told_from_what_may_come_down_to_it():
+    ledger = ledger_of(Entry(0, "A", 10, minimum=0, energy=-7.0), window=5.0)
+    assert ledger.ceiling == -7.0 + 5.0 + MARGIN
+    assert Ledger(5.0).ceiling == np.inf

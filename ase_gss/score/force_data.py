@@ -55,7 +55,10 @@ class ForceData:
         return ForceData(self.structures.select(which), np.concatenate(parts))
 
     def split(self, n: int, rng: np.random.Generator) -> tuple["ForceData", "ForceData"]:
-        """Training and at least n structures for validation, which have no composition in common."""
+        """Training, and some n structures for validation, which have no composition in common.
+
+        Compositions are drawn until there are n; those that would take more than half of all are left for training.
+        """
         keys: dict[tuple[int, ...], list[int]] = {}
         for s, (low, high) in enumerate(zip(self.structures.first[:-1], self.structures.first[1:], strict=True)):
             keys.setdefault(formula_key(self.structures.numbers[low:high]), []).append(s)
@@ -65,10 +68,10 @@ class ForceData:
             )
         groups = list(keys.values())
         validation: list[int] = []
-        for k in rng.permutation(len(groups))[:-1]:
-            if len(validation) >= n:
-                break
-            validation += groups[k]
+        for k in rng.permutation(len(groups)):
+            if len(validation) < n and len(validation) + len(groups[k]) <= len(self) // 2:
+                validation += groups[k]
+        validation = validation or min(groups, key=len)
         training = np.setdiff1d(np.arange(len(self)), validation)
         return self.select(training), self.select(np.sort(validation))
 

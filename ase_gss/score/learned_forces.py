@@ -1,4 +1,4 @@
-"""Forces of one composition, learned from the force calls that a search has spent: samples are relaxed with them."""
+"""Learned forces, with which samples are relaxed: those that ship, and what a search makes of them as it goes on."""
 
 import os
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ from ase_gss.errors import InputError
 from ase_gss.frames import Frames
 from ase_gss.score.adapt import MOST_PAIRS
 from ase_gss.score.denoiser import Denoiser
-from ase_gss.score.force_data import LARGEST_FORCE
-from ase_gss.score.model import FORCES, Score, one_thread, read_model
+from ase_gss.score.force_data import LARGEST_FORCE, ForceData
+from ase_gss.score.model import FORCES, Score, one_thread, padded, read_model
 
 #: Of the training: structures in a step, largest step size; a step for every so many force calls, but so many at the
 #: least and at the most.
@@ -29,8 +29,6 @@ JUDGES = 5
 _UNIT, _LARGE = 3.0, 0.3
 #: Å; the network is that of the score, which is near to forces where it knows of little noise.
 _SIGMA = 0.1
-#: Matrix products of fewer rows are rounded in another way: forces would depend on what they are evaluated with.
-_LEAST_ATOMS = 32
 
 
 class LearnedForces(Calculator):
@@ -66,14 +64,20 @@ class LearnedForces(Calculator):
 
     def __call__(self, numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Forces (S, N, 3) in eV/Å of atoms with numbers (N,) at positions (S, N, 3) in Å of many structures."""
-        forces = np.empty(positions.shape)
+        forces, n_atoms = np.empty(positions.shape), len(numbers)
         for start in range(0, len(positions), Score.chunk):
             part = positions[start : start + Score.chunk]
-            missing = max(-(-_LEAST_ATOMS // len(numbers)) - len(part), 0)
-            padded = np.concatenate([part, np.repeat(part[:1], missing, axis=0)])
+            # Centred before rounding to single precision, as for the score.
+            centred = (part - part.mean(axis=1, keepdims=True)).reshape(-1, 3).astype(np.float32)
+            which, structure = padded(np.repeat(np.arange(len(part)), n_atoms))
             with torch.inference_mode(), one_thread():
-                predicted = predicted_forces(self.denoiser, **_batch(numbers, padded))
-            forces[start : start + len(part)] = predicted.double().numpy().reshape(padded.shape)[: len(part)]
+                predicted = predicted_forces(
+                    self.denoiser,
+                    torch.as_tensor(np.tile(numbers, len(part))[which]),
+                    torch.as_tensor(centred[which]),
+                    torch.as_tensor(structure),
+                )
+            forces[start : start + len(part)] = predicted.double().numpy()[: len(centred)].reshape(part.shape)
         return forces
 
 
@@ -100,7 +104,7 @@ def predicted_forces(
     denoiser: Denoiser, numbers: torch.Tensor, positions: torch.Tensor, structure: torch.Tensor
 ) -> torch.Tensor:
     """Forces (A, 3) in eV/Å; numbers (A,), positions (A, 3) in Å, and the structure (A,) of each atom, ascending."""
-    sigma = torch.full((len(numbers),), _SIGMA)
+    sigma = torch.full((len(numbers),), _SIGMA, device=positions.device)
     return _UNIT * denoiser.raw(numbers, positions, sigma, structure, int(structure[-1]) + 1)
 
 
@@ -112,16 +116,9 @@ def force_loss(
     return nn.functional.huber_loss(predicted / _UNIT, forces / _UNIT, delta=_LARGE)
 
 
-def _batch(numbers: np.ndarray, positions: np.ndarray) -> dict[str, torch.Tensor]:
-    """Structures (S, N, 3) of the same elements (N,) as tensors."""
-    n_structures, n_atoms = positions.shape[:2]
-    # Centred before rounding to single precision, as for the score.
-    centred = (positions - positions.mean(axis=1, keepdims=True)).reshape(-1, 3)
-    return {
-        "numbers": torch.as_tensor(np.tile(numbers, n_structures)),
-        "positions": torch.as_tensor(centred.astype(np.float32)),
-        "structure": torch.arange(n_structures).repeat_interleave(n_atoms),
-    }
+def steps_for(n_frames: int) -> int:
+    """Steps of training that so many structures are good for."""
+    return int(np.clip(n_frames // FRAMES_PER_STEP, LEAST_STEPS, MOST_STEPS))
 
 
 def learn_forces(
@@ -145,26 +142,26 @@ def learn_forces(
     Returns
     -------
     LearnedForces
-        The ones to begin with where these are closer to the last frames, which were not learned.
+        The ones to begin with where these are closer to the last frames, which were not learned, or where the training
+        diverges.
 
     Raises
     ------
     RuntimeError
-        Where the training diverges.
+        Where it diverges and there are none to begin with.
     """
     with one_thread():
-        return _learn_forces(start, numbers, frames, seed, steps)
+        return _learn_forces(start, numbers, frames, seed, steps_for(len(frames)) if steps is None else steps)
 
 
 def _learn_forces(
-    start: Score | LearnedForces, numbers: np.ndarray, frames: Frames, seed: int, steps: int | None
+    start: Score | LearnedForces, numbers: np.ndarray, frames: Frames, seed: int, steps: int
 ) -> LearnedForces:
     rng, denoiser = np.random.default_rng((seed, 0, 1)), deepcopy(start.denoiser).cpu().requires_grad_(True)
     sizes = np.abs(frames.forces).max(axis=(1, 2))
     usable = np.flatnonzero(sizes < max(LARGEST_FORCE, float(sizes.min()) + 1.0))
     learned, judges = np.split(usable, [len(usable) - len(usable) // JUDGES])
-    if steps is None:
-        steps = int(np.clip(len(learned) // FRAMES_PER_STEP, LEAST_STEPS, MOST_STEPS))
+    data = ForceData.from_arrays((numbers, *pair) for pair in zip(frames.positions, frames.forces, strict=True))
     size = int(np.clip(MOST_PAIRS // len(numbers) ** 2, 2, BATCH_SIZE))
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1, pct_start=0.1)
@@ -172,16 +169,16 @@ def _learn_forces(
     denoiser.network.element.jitter = 0.0  # elements are what they are
     with torch.enable_grad():
         for _ in range(steps):
-            which = rng.choice(learned, size=size)
-            forces = torch.as_tensor(frames.forces[which].reshape(-1, 3))
-            loss = force_loss(denoiser, **_batch(numbers, frames.positions[which]), forces=forces)
+            loss = force_loss(denoiser, **data.batch(rng.choice(learned, size=size)))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
             optimizer.step()
             schedule.step()
     if not all(torch.isfinite(weight).all() for weight in denoiser.parameters()):
-        raise RuntimeError("its weights are no longer finite")
+        if isinstance(start, LearnedForces):
+            return start
+        raise RuntimeError("the weights of the forces are no longer finite")
     result = LearnedForces(denoiser, elements=np.unique(numbers))
     if isinstance(start, LearnedForces) and len(judges):
         off = [

@@ -19,6 +19,9 @@ from ase_gss.score.elements import MAX_ATOMIC_NUMBER
 FORMAT = "ase-gss score 1"
 #: The kind of a model file that has learned forces.
 FORCES = "forces"
+#: Matrix products of fewer rows are rounded in another way: what a network makes of a structure would depend on what is
+#: evaluated with it.
+LEAST_ATOMS = 32
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -56,6 +59,20 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def padded(structure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms to evaluate instead of these, and the structure of each: the last one again until there are `LEAST_ATOMS`.
+
+    Parameters
+    ----------
+    structure : ndarray, shape (A,)
+        Structure of each atom, ascending from 0.
+    """
+    last = np.flatnonzero(structure == structure[-1])
+    copies = max(-(-(LEAST_ATOMS - len(structure)) // len(last)), 0)
+    more = structure[-1] + 1 + np.repeat(np.arange(copies), len(last))
+    return np.concatenate([np.arange(len(structure)), np.tile(last, copies)]), np.concatenate([structure, more])
 
 
 class Score:
@@ -127,6 +144,9 @@ class Score:
         return score
 
     def _evaluate(self, numbers, positions, sigma, structure) -> np.ndarray:
+        asked = len(numbers)
+        which, structure = padded(structure)
+        numbers, positions, sigma = numbers[which], positions[which], sigma[which]
         # Centred before rounding to single precision: far from the origin the small sigmas would drown.
         n_structures = int(structure[-1]) + 1
         counts = np.bincount(structure)[:, None]
@@ -142,7 +162,7 @@ class Score:
             )
         displacement = (clean - centred).double().cpu().numpy()
         safe = np.where(sigma > 0, sigma, 1.0)[:, None]
-        return displacement / safe**2 * (sigma > 0)[:, None]
+        return (displacement / safe**2 * (sigma > 0)[:, None])[:asked]
 
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise `InputError` for an element without descriptors."""
@@ -237,7 +257,7 @@ def read_model(name: str | os.PathLike, what: str) -> tuple[str, Denoiser | Crys
     name : str or path
         Name or file.
     what : str
-        "score" or "forces", for the error.
+        "score", "forces" or "model", for the error.
 
     Raises
     ------
@@ -247,7 +267,8 @@ def read_model(name: str | os.PathLike, what: str) -> tuple[str, Denoiser | Crys
     shipped = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
     path = WEIGHTS / f"{name}.pt" if str(name) in shipped else Path(name)
     if not path.is_file():
-        raise InputError(f"No {what} {str(name)!r}: give one of {', '.join(shipped)} or the path of a model file.")
+        fitting = [each for each in shipped if what == "model" or each.endswith(FORCES) == (what == FORCES)]
+        raise InputError(f"No {what} {str(name)!r}: give {' or '.join(fitting)}, or the path of a model file.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the safe loader raises many kinds for a file that is no model

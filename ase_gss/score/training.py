@@ -38,7 +38,7 @@ Streams = tuple[IterableDataset, list[dict[str, torch.Tensor]]]
 
 
 class ScoreTraining(lightning.LightningModule):
-    """One training run: what molecules and crystals share.
+    """One training run: what the scores of molecules and of crystals, and forces, share.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class ScoreTraining(lightning.LightningModule):
         self._since = time.monotonic()
 
     def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Named mean losses of a batch; they are minimised together, and 1 means nothing learned."""
+        """Named mean losses of a batch; they are minimised together; of a score 1 means nothing learned."""
         raise NotImplementedError
 
     def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -303,7 +303,7 @@ def train(
     jitter : float
         See `ElementEmbedding`.
     start_from : str, optional
-        Score (see `load_score`) whose weights the training starts from; the network must be of the same size.
+        Score or forces, by name or file, whose weights the training starts from; the network must be of the same size.
     device : str
         "cpu" or "cuda".
     validate_every : int
@@ -315,6 +315,8 @@ def train(
     progress : bool
         Show a progress bar.
     """
+    if kind not in _KINDS:
+        raise InputError(f"Nothing of the kind {kind!r} can be trained: give {', '.join(_KINDS)}.")
     rng = np.random.default_rng(seed)
     training, validation = _KINDS[kind].read(source, hold_out, rng)
     folder = Path(output + ".checkpoints")
