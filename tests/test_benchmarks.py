@@ -219,3 +219,12 @@ def test_run_and_report(tmp_path, monkeypatch, capsys):
     rows = (tmp_path / "curves.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 2 * 2  # windows, methods, budgets
     assert (tmp_path / "reference_Cu3.extxyz").exists()
+    # What was counted is kept: the figures need the runs no more, but what they count by.
+    for path in [*tmp_path.glob("Cu3_*"), *tmp_path.glob("refined/*")]:
+        path.unlink()
+    command("report", "--budgets", "50", "100", "--readme", str(readme))
+    assert (tmp_path / "curves.csv").read_text().splitlines() == rows
+    assert readme.read_text() == text
+    (tmp_path / "reference_Cu3.extxyz").unlink()
+    with pytest.raises(SystemExit, match=r"put back the file that runs\.json came with"):
+        command("report", "--budgets", "50", "100")
