@@ -18,8 +18,9 @@ the pooled minimum that it refines to, and the comparison agrees.
 What was counted of each run is kept in F/runs.json, so that `report` needs its database no more.
 
 `report` writes F/report.json, F/curves.csv and F/report.md: means and standard errors over seeds; how many times the
-calls random search needs for the same number (linear interpolation of its mean; standard error by bootstrap over the
-seeds of both; ">" where it has not got there); and how often the 90 % interval for the number of new minima in the next
+calls random search needs for the same number (linear interpolation of its mean, where that has not got there of its
+seeds one after the other, its trials being independent; standard error by bootstrap over the seeds of both; ">" where
+it has not got there at all); and how often the 90 % interval for the number of new minima in the next
 100 trials held.
 """
 
@@ -69,7 +70,7 @@ ENOUGH = 10
 #: Trials after which the number of new minima in the next `HORIZON` is predicted.
 CALIBRATION_POINTS, HORIZON = (100, 200, 400, 800), 100
 #: Force calls of the short table.
-SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000), "rss": (10_000, 50_000)}
+SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000), "rss": (10_000, 100_000)}
 #: Marks in a text between which `report --readme` puts its table.
 _BEGIN, _END = "<!-- molecules: begin -->", "<!-- molecules: end -->"
 #: An end that is recovered: 50 meV, 0.05 Å.
@@ -581,6 +582,24 @@ def ratio_at(
     return Ratio(value / calls, float(np.std(sample)), False)
 
 
+def one_after_another(group: Sequence[Counted], within: np.ndarray) -> tuple[np.ndarray, float]:
+    """Marks and limit of one long run made of several: for random search, whose trials know nothing of one another.
+
+    Parameters
+    ----------
+    group : sequence of Counted
+        The runs in their order.
+    within : ndarray of bool
+        Which pooled minima count.
+    """
+    first, limit = {}, 0.0
+    for each in group:
+        for index, calls in each.first.items():
+            first.setdefault(index, limit + calls)
+        limit += each.limit
+    return np.sort([calls for index, calls in first.items() if within[index]]), limit
+
+
 # ---------------------------------------------------------------- calibration
 
 Prediction = Callable[..., tuple[float, float, float]]
@@ -679,6 +698,15 @@ def _curves(by_method: dict[str, list[Counted]], within: np.ndarray, budgets: Se
     marks = {method: [each.marks(within) for each in group] for method, group in by_method.items()}
     limits = {method: [each.limit for each in group] for method, group in by_method.items()}
     longest = max(max(limit) for limit in limits.values())
+    random_search = by_method.get("rss", [])
+    joined = one_after_another(random_search, within)
+
+    def ratio(ours: list[np.ndarray], our_limits: list[float], budget: float) -> Ratio | None:
+        found = ratio_at(ours, our_limits, marks.get("rss", []), limits.get("rss", []), budget)
+        if found is None or not found.is_bound or len(random_search) < 2:
+            return found
+        return ratio_at(ours, our_limits, [joined[0]], [joined[1]], budget)
+
     for method, group in by_method.items():
         reached = [budget for budget in budgets if budget <= max(limits[method])]
         grid = np.unique(np.geomspace(100, max(longest, 101), 120).round())
@@ -686,12 +714,7 @@ def _curves(by_method: dict[str, list[Counted]], within: np.ndarray, budgets: Se
         mean, error, seeds = mean_curve(marks[method], limits[method], reached)
         loose = mean_curve([each.marks(within, True) for each in group], limits[method], reached)[0]
         smooth_mean, smooth_error, _ = mean_curve(marks[method], limits[method], grid)
-        ratios = [
-            None
-            if method == "rss"
-            else ratio_at(marks[method], limits[method], marks.get("rss", []), limits.get("rss", []), budget)
-            for budget in reached
-        ]
+        ratios = [None if method == "rss" else ratio(marks[method], limits[method], budget) for budget in reached]
         result["methods"][method] = {
             "calls": reached,
             "mean": mean.tolist(),

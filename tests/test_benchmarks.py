@@ -47,6 +47,28 @@ def test_batches_are_timed_in_turns(capsys):
     assert all(0 <= seconds < 1 for seconds in times.values())
 
 
+def test_random_search_one_seed_after_the_other():
+    def run(first, limit):
+        return molecules.Counted(None, first, {}, limit, 0, 0, 0, [], {})
+
+    marks, limit = molecules.one_after_another(
+        [run({0: 10, 1: 40, 3: 50}, 100), run({1: 5, 2: 7}, 60)], np.array([True, True, True, False])
+    )
+    assert marks.tolist() == [10, 40, 107]
+    assert limit == 160
+    facts = molecules._curves(
+        {
+            "gss": [run({k: 1 for k in range(12)}, 10)],
+            "rss": [run({k: 90 for k in range(8)}, 100), run({k: 50 for k in range(4, 12)}, 100)],
+        },
+        np.ones(12, bool),
+        [10],
+    )
+    (ratio,) = facts["methods"]["gss"]["ratio"]
+    assert not ratio["is_bound"]
+    assert ratio["value"] == pytest.approx(15.0, abs=1)
+
+
 def test_counts_and_mean_curve():
     marks, limits = [np.array([10, 20, 30]), np.array([15, 25])], [100, 40]
     assert molecules.counts_at(marks[0], [5, 10, 29, 30]).tolist() == [0, 1, 2, 3]
