@@ -78,13 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--adapt",
         action=argparse.BooleanOptionalAction,
-        help="let the score of an adaptive search learn from the minima found (default: where it can)",
+        help="let the score and the forces of an adaptive search learn from what is found (default: where they can)",
     )
     search.add_argument(
         "--forces",
         metavar="FILE",
         help="learned forces that samples are relaxed with before they cost a force call: a file of ase-gss train "
-        "--forces, or none to begin without any (default: those that ship with it)",
+        "--forces, or none to begin without any (default: molecules-forces, which ship with it)",
     )
     search.add_argument(
         "--coupling",
@@ -194,6 +194,11 @@ def _range(text: str) -> tuple[int, ...]:
     return tuple(range(low, high + 1))
 
 
+def _reached(search: "GenerativeRSS", by_calls: bool, total: int) -> int:
+    """Where the bar begins: what an earlier run has done is not this one's speed."""
+    return min(search.force_calls if by_calls else search.trials, total)
+
+
 def _default_calculator(options: argparse.Namespace, numbers: Sequence[int]) -> str:
     if not options.crystal:
         return "gfn2"
@@ -223,7 +228,7 @@ def _search(options: argparse.Namespace) -> int:
         score=options.score,
         regime=options.regime,
         adapt=options.adapt,
-        forces=False if options.forces == "none" else options.forces,
+        forces=options.forces,
         coupling=options.coupling,
         pbc=options.crystal,
         units=options.formula_units or (1,),
@@ -264,14 +269,16 @@ def _search(options: argparse.Namespace) -> int:
     total = options.max_calls if by_calls else options.trials
     status, message = 0, ""
     shown = 0.0
-    with tqdm(total=total, unit="call" if by_calls else "trial", initial=0, mininterval=0.5) as bar:
+    with tqdm(
+        total=total, unit="call" if by_calls else "trial", initial=_reached(search, by_calls, total), mininterval=0.5
+    ) as bar:
 
         def show() -> None:
             nonlocal shown
             if time.monotonic() - shown < 0.5:
                 return
             shown = time.monotonic()
-            bar.n = min(search.force_calls if by_calls else search.trials, total)
+            bar.n = _reached(search, by_calls, total)
             energies = search.energies
             best = f"{min(energies):.4f} {unit}" if energies else "-"
             bar.set_postfix_str(

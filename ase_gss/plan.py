@@ -139,11 +139,12 @@ class Plan:
         if not can_adapt or adapt is False:
             regimes = tuple(each for each in regimes if not each.learned)
         learns, can_settle = can_adapt and adapt is not False, any(each.settled for each in regimes)
-        own_forces = forces not in (None, False, True)
+        forces = False if isinstance(forces, str) and forces.lower() == "none" else forces
+        own_forces = forces is not None and forces is not False
         if own_forces and not (can_settle and hasattr(loaded, "denoiser")):
             raise InputError(
-                "Only an adaptive search for molecules takes learned forces, with a score from a model file: leave out "
-                "forces."
+                "Only an adaptive search for molecules, without a coupling or one regime, takes learned forces: leave "
+                "out forces."
             )
         learned_forces, at_once = None, False
         if can_settle and forces is not False and hasattr(loaded, "denoiser"):

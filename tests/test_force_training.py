@@ -13,6 +13,7 @@ from ase_gss.cli import main
 from ase_gss.composition import parse_formula
 from ase_gss.score.force_data import LARGEST_FORCE, ForceData, force_validation_batches, read_forces
 from ase_gss.score.learned_forces import load_forces
+from ase_gss.score.model import read_model
 from ase_gss.score.training import train
 
 NAMES = "H2O", "CH4", "NH3", "CH3OH", "C2H6", "H2CO"
@@ -68,6 +69,11 @@ def test_no_composition_is_trained_on_and_validated_with(file):
     assert sum(len(np.unique(batch["structure"])) for batch in judged) == len(validation)
 
 
+def all_held_out(tmp_path):
+    write(tmp_path / "water.extxyz", frames(["H2O"], 48))
+    return tmp_path / "water.extxyz"
+
+
 def test_what_cannot_be_learned_from_says_so(tmp_path):
     bare = str(tmp_path / "bare.extxyz")
     write(bare, [molecule("H2O")] * 3)
@@ -76,8 +82,28 @@ def test_what_cannot_be_learned_from_says_so(tmp_path):
     one = ForceData.from_arrays([(np.array([1, 1]), np.eye(3)[:2], np.zeros((2, 3)))] * 4)
     with pytest.raises(InputError, match="two compositions"):
         one.split(2, np.random.default_rng(0))
+    with pytest.raises(InputError, match="qm9pack has no forces"):
+        read_forces("qm9pack")
+    periodic = molecule("H2O", calculator=EMT(), cell=[9, 9, 9], pbc=True)
+    periodic.get_forces()
+    write(tmp_path / "periodic.extxyz", periodic)
+    with pytest.raises(InputError, match="periodic"):
+        read_forces(str(tmp_path / "periodic.extxyz"))
+    with pytest.raises(InputError, match=r"Of the 48 structures in .* none is left"):
+        read_forces(str(all_held_out(tmp_path)), ["H2O"])
     with pytest.raises(InputError, match="give molecules, crystals, forces"):
         train(bare, str(tmp_path / "x.pt"), kind="stress")
+
+
+def test_no_element_is_taken_away_from_training():
+    parts = [([1, 1], 10), ([1, 7], 10), ([1, 6], 10), ([1, 1, 1], 10)]
+    data = ForceData.from_arrays(
+        [(np.array(z), np.eye(3)[: len(z)], np.zeros((len(z), 3))) for z, n in parts for _ in range(n)]
+    )
+    for seed in range(6):
+        training, validation = data.split(15, np.random.default_rng(seed))
+        assert set(training.numbers) == {1, 6, 7}
+        assert len(validation) == 20
 
 
 def test_a_large_composition_is_not_taken_away_from_training():
@@ -103,7 +129,20 @@ def test_training_writes_forces_that_a_search_takes(file, tmp_path):
     search = GenerativeRSS("CH2O", "emt", forces=output, adapt=False)
     search.run(trials=16)
     assert any(record.regime.startswith("settled") for record in search.archive.records)
-    assert search.archive.metadata["settings"]["forces"] == output
+    assert search.archive.metadata["settings"]["forces"] == forces.source
+    assert forces.source.startswith("mine.pt ")
+    with pytest.raises(InputError, match=r"another n_features \(16\): remove it, or give another output"):
+        train(file, output, kind="forces", hold_out=("CH4",), **small | {"n_features": 24})
+    with pytest.raises(InputError, match=r"another kind \(forces\)"):
+        train(file, output, hold_out=("CH4",), **small)
+
+
+@pytest.mark.parametrize(("steps", "every", "expected"), [(7, 1000, 7), (15, 10, 14), (20, 10, 20)])
+def test_the_last_step_is_written(file, tmp_path, steps, every, expected):
+    output = str(tmp_path / "mine.pt")
+    small = {"batch_size": 4, "n_features": 8, "n_blocks": 1, "progress": False}
+    train(file, output, kind="forces", steps=steps, validate_every=every, **small)
+    assert read_model(output, "forces")[2]["steps"] == expected
 
 
 def test_a_score_is_no_forces():
@@ -114,7 +153,12 @@ def test_a_score_is_no_forces():
 def test_the_shipped_forces_say_what_they_know():
     forces = load_forces("molecules-forces")
     assert forces.elements == {1, 6, 7, 8, 9}
-    assert forces.source == "molecules-forces"
+    assert forces.source.startswith("molecules-forces ")
+    atoms = molecule("CH3OH")
+    atoms.set_cell([9, 9, 9])
+    atoms.pbc, atoms.calc = True, forces
+    with pytest.raises(InputError, match=r"set atoms\.pbc = False"):
+        atoms.get_forces()
 
 
 def test_the_shipped_forces_lead_to_the_shape_of_molecules():
@@ -148,7 +192,7 @@ def test_the_shell_can_leave_them_out(tmp_path, capsys):
     arguments = ["search", "CH2O", "-c", "emt", "--trials", "4", "--no-adapt", "-o", database]
     assert main([*arguments, "--forces", "none"]) == 0
     assert main(arguments) == 2
-    assert "forces" in capsys.readouterr().err
+    assert "give --forces none" in capsys.readouterr().err
 
 
 def test_one_piece_or_not_is_what_the_bonding_graph_says():

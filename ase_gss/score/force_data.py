@@ -57,7 +57,8 @@ class ForceData:
     def split(self, n: int, rng: np.random.Generator) -> tuple["ForceData", "ForceData"]:
         """Training, and some n structures for validation, which have no composition in common.
 
-        Compositions are drawn until there are n; those that would take more than half of all are left for training.
+        Compositions are drawn until there are n; those that would take more than half of all, or the last of an
+        element, are left for training.
         """
         keys: dict[tuple[int, ...], list[int]] = {}
         for s, (low, high) in enumerate(zip(self.structures.first[:-1], self.structures.first[1:], strict=True)):
@@ -68,9 +69,14 @@ class ForceData:
             )
         groups = list(keys.values())
         validation: list[int] = []
+        taken: set[int] = set()
         for k in rng.permutation(len(groups)):
-            if len(validation) < n and len(validation) + len(groups[k]) <= len(self) // 2:
+            if len(validation) >= n or len(validation) + len(groups[k]) > len(self) // 2:
+                continue
+            others = {z for m, key in enumerate(keys) if m != k and m not in taken for z in key}
+            if others.issuperset(list(keys)[k]):
                 validation += groups[k]
+                taken.add(k)
         validation = validation or min(groups, key=len)
         training = np.setdiff1d(np.arange(len(self)), validation)
         return self.select(training), self.select(np.sort(validation))
@@ -96,20 +102,29 @@ class ForceData:
 def read_forces(source: str, hold_out: Iterable[str] = ()) -> ForceData:
     """Structures with forces from a file that ASE reads, without held-out formulas and atoms on one another."""
     held_out = {formula_key(parse_formula(formula)) for formula in hold_out}
-    kept = []
+    kept, left_out = [], 0
+    if source == "qm9pack":
+        raise InputError("qm9pack has no forces: give a file of structures with forces.")
     try:
         for atoms in iread(source, ":"):
+            if atoms.pbc.any():
+                raise InputError(f"{source} has a periodic structure: forces are learned from molecules.")
             if atoms.calc is None or "forces" not in atoms.calc.results:
                 raise InputError(f"{source} has a structure without forces: they are what is to be learned.")
             forces = atoms.get_forces(apply_constraint=False)
             if len(atoms) > 1 and np.abs(forces).max() <= LARGEST_FORCE and formula_key(atoms.numbers) not in held_out:
                 kept.append((atoms.numbers, atoms.positions, forces))
+            else:
+                left_out += 1
     except InputError:
         raise
     except Exception as error:  # every format of ASE has its own ways to fail
         raise InputError(f"{source} cannot be read as structures: {type(error).__name__}: {error}.") from error
     if not kept:
-        raise InputError(f"{source} has no structure of two or more atoms to train on.")
+        raise InputError(
+            f"Of the {left_out} structures in {source} none is left: they are held out, lone atoms, or have forces above "
+            f"{LARGEST_FORCE:g} eV/Å."
+        )
     return ForceData.from_arrays(kept)
 
 

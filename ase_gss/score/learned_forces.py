@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterable
 from copy import deepcopy
+from hashlib import sha1
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ class LearnedForces(Calculator):
     denoiser : Denoiser
         Whose network has learned forces.
     source : str
-        Name or path it was loaded by.
+        Name of the file it was loaded from, and a hash of its weights.
     elements : iterable of int
         Atomic numbers that it has learned from.
     """
@@ -57,8 +59,10 @@ class LearnedForces(Calculator):
         return self.elements.issuperset(int(z) for z in numbers)
 
     def calculate(self, atoms: Atoms | None = None, properties=None, system_changes=all_changes) -> None:
-        """Forces of these atoms."""
+        """Forces of these atoms; `InputError` for periodic ones."""
         super().calculate(atoms, properties, system_changes)
+        if self.atoms.pbc.any():
+            raise InputError("These forces are for molecules: set atoms.pbc = False.")
         (forces,) = self(self.atoms.numbers, self.atoms.positions[None])
         self.results = {"energy": 0.0, "forces": forces}
 
@@ -81,23 +85,26 @@ class LearnedForces(Calculator):
         return forces
 
 
-def load_forces(name: str | os.PathLike) -> LearnedForces:
+def load_forces(name: "str | os.PathLike | LearnedForces") -> LearnedForces:
     """Forces of molecules that ship with the package, or of a file that `ase-gss train --forces` wrote.
 
     Parameters
     ----------
-    name : str or path
-        "molecules-forces", or a model file.
+    name : str, path or LearnedForces
+        "molecules-forces", or a model file. `LearnedForces` are returned as they are.
 
     Raises
     ------
     InputError
         Where there is no such file, or it has not learned forces.
     """
+    if isinstance(name, LearnedForces):
+        return name
     kind, denoiser, card = read_model(name, "forces")
     if kind != FORCES:
         raise InputError(f"{name} is a score of {kind}, not forces: give a model that was trained with --forces.")
-    return LearnedForces(denoiser, str(name), card.get("elements", ()))
+    weights = b"".join(each.numpy().tobytes() for each in denoiser.state_dict().values())
+    return LearnedForces(denoiser, f"{Path(name).name} {sha1(weights).hexdigest()[:8]}", card.get("elements", ()))
 
 
 def predicted_forces(

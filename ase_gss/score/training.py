@@ -256,6 +256,21 @@ def _random_split(structures: Any, rng: np.random.Generator) -> tuple[Any, Any]:
 _KINDS = {each.kind: each for each in (MoleculeTraining, CrystalTraining, ForceTraining)}
 
 
+def _steps_done(last: Path, network: dict, card: dict) -> int:
+    """Steps of the training that left this checkpoint; `InputError` where it was another one."""
+    checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+    earlier = checkpoint["hyper_parameters"]
+    now = {**network, **{key: card[key] for key in ("kind", "data", "held_out", "batch_size", "seed")}}
+    before = {**now, **earlier["network"], **{key: earlier["card"].get(key, now[key]) for key in now if key in card}}
+    different = [key for key in now if before[key] != now[key]]
+    if different:
+        raise InputError(
+            f"{last.parent} is of a training with another {different[0]} ({before[different[0]]}): remove it, or give "
+            "another output."
+        )
+    return checkpoint["global_step"]
+
+
 def _take_weights(denoiser: nn.Module, start_from: str) -> None:
     try:
         denoiser.load_state_dict(read_model(start_from, "model")[1].state_dict())
@@ -307,7 +322,7 @@ def train(
     device : str
         "cpu" or "cuda".
     validate_every : int
-        Steps between validations, model files and checkpoints.
+        Steps between validations, model files and checkpoints, about: the last step is one of them.
     compile_network : bool
         Use torch.compile (needs a C++ compiler; 12 steps a second instead of 7 on one core).
     seed : int
@@ -319,11 +334,15 @@ def train(
         raise InputError(f"Nothing of the kind {kind!r} can be trained: give {', '.join(_KINDS)}.")
     rng = np.random.default_rng(seed)
     training, validation = _KINDS[kind].read(source, hold_out, rng)
+    # The last step is one that is validated: only then is the model written.
+    rounds = max(1, round(steps / validate_every))
+    validate_every, steps = steps // rounds, steps // rounds * rounds
     folder = Path(output + ".checkpoints")
     last = folder / "last.ckpt"
     torch.manual_seed(seed)
     network = {"n_features": n_features, "n_blocks": n_blocks, "jitter": jitter}
     card = {
+        "kind": kind,
         "data": Path(source).name,
         "structures": len(training),
         "elements": sorted({int(z) for z in np.unique(training.numbers)}),
@@ -332,14 +351,14 @@ def train(
         "seed": seed,
         "git_revision": git_revision(),
     }
+    # After a restart the stream goes on with other numbers instead of repeating its beginning.
+    done = _steps_done(last, network, card) if last.exists() else 0
     module = _KINDS[kind](network, learning_rate, steps, output, card)
     if start_from is not None:
         _take_weights(module.denoiser, start_from)
         card["started_from"] = read_model(start_from, "model")[2]
     if compile_network:
         module.denoiser.network.compile(dynamic=True)
-    # After a restart the stream goes on with other numbers instead of repeating its beginning.
-    done = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.exists() else 0
     stream, judged = module.streams(training, validation, batch_size, seed, done)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = lightning.Trainer(
