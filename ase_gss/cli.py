@@ -261,6 +261,8 @@ def _search(options: argparse.Namespace) -> int:
     print(f"Searching {formula} ({kind}) with {calculator}.")
     if not options.crystal and calculator in CALCULATORS and CALCULATORS[calculator].model:
         print(f"{calculator} is made for crystals: to search for those, add --crystal.")
+    if search.plan.forces is not None and not search.plan.settles_at_once:
+        print("The learned forces do not know these elements, this charge or spin: the search learns its own first.")
     if no_end:
         print(f"Neither --trials nor --max-calls was given: the search ends after {DEFAULT_CALLS} force calls.")
     if search.trials:

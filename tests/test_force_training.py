@@ -187,6 +187,12 @@ def test_a_search_settles_from_the_first_trial_on_where_the_elements_are_known(t
     assert not any(name.startswith("settled") for name in names)
 
 
+def test_the_shell_says_where_they_have_to_wait(tmp_path, capsys):
+    for formula, waits in (("CH3Al", True), ("CH2O", False)):
+        assert main(["search", formula, "-c", "emt", "--trials", "1", "-o", str(tmp_path / f"{formula}.db")]) == 0
+        assert ("learned forces do not know" in capsys.readouterr().out) == waits
+
+
 def test_the_shell_can_leave_them_out(tmp_path, capsys):
     database = str(tmp_path / "x.db")
     arguments = ["search", "CH2O", "-c", "emt", "--trials", "4", "--no-adapt", "-o", database]

@@ -122,8 +122,8 @@ def read_forces(source: str, hold_out: Iterable[str] = ()) -> ForceData:
         raise InputError(f"{source} cannot be read as structures: {type(error).__name__}: {error}.") from error
     if not kept:
         raise InputError(
-            f"Of the {left_out} structures in {source} none is left: they are held out, lone atoms, or have forces above "
-            f"{LARGEST_FORCE:g} eV/Å."
+            f"Of the {left_out} structures in {source} none is left: they are held out, lone atoms, or have forces "
+            f"above {LARGEST_FORCE:g} eV/Å."
         )
     return ForceData.from_arrays(kept)
 
