@@ -12,9 +12,8 @@ from ase_gss.archive import Archive, Record
 from ase_gss.budget import Expectation
 from ase_gss.failures import Failures, SearchError
 from ase_gss.found import Found
-from ase_gss.frames import Frames
 from ase_gss.ledger import GENERATION, Familiarity
-from ase_gss.lesson import Learned, Lesson
+from ase_gss.lesson import Learned, Lesson, Lessons
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
@@ -23,10 +22,6 @@ from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
 #: Generation m knows what the generations up to m - LAG have found and nothing else: then a trial depends neither on
 #: the number of workers nor on where a search was stopped, and so many generations may be under way at once.
 LAG = 3
-#: Forces are learned from at most so many of the last force calls.
-MOST_FRAMES = 20_000
-#: Forces that know the elements learn nothing from fewer (C4H6O, C2H5NO).
-ENOUGH_FRAMES = 800
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
 #: The database is told so often (s) that this search is alive.
@@ -119,7 +114,7 @@ class Driver:
         self._last_write = self._last_heartbeat = time.monotonic()
         self._failures, self._expected = Failures(failure_limit), Expectation()
         self._expected.learn(archive.records)
-        self._lesson: Lesson | None = None
+        self._lessons = Lessons(plan.learns, plan.settles_at_once, archive, self.found.ledger)
 
     @property
     def dried_up(self) -> bool:
@@ -215,29 +210,9 @@ class Driver:
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
-            lesson = self._lesson_for(begun)
+            lesson = self._lessons.for_trials(begun)
             self._open.append(Generation(index, by_number, unsampled, ready, familiarity, lesson))
             self._open.sort(key=lambda generation: generation.index)
-
-    def _lesson_for(self, trials: Iterable[Trial]) -> Lesson | None:
-        """The last lesson, where some of these take what it teaches."""
-        if not (self.plan.learns and self.found.ledger.lesson):
-            return None
-        if any(trial.learned for trial in trials):
-            return self._last_lesson()
-        lesson = self._last_lesson() if any(trial.settles for trial in trials) else None
-        return lesson if lesson is not None and lesson.teaches_forces else None
-
-    def _last_lesson(self) -> Lesson:
-        """The last lesson as of now: a new one, or the one that has begun."""
-        number = self.found.ledger.lesson
-        if self._lesson is None or self._lesson.number != number:
-            minima = [self.archive.atoms_of(each) for each in self.found.ledger.lesson_minima]
-            frames = Frames.joined(self.archive.frames(number, MOST_FRAMES))
-            if frames is not None and self.plan.settles_at_once and len(frames) < ENOUGH_FRAMES:
-                frames = None
-            self._lesson = Lesson(number, minima, frames)
-        return self._lesson
 
     def _next_job(self, max_calls: int | None) -> Job | None:
         """What is to be done next: lessons, hand-offs in their order, and sampling before they run out."""

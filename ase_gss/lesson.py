@@ -5,16 +5,26 @@ Copies of the score learn from the minima, and another copy of its network learn
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
 
 from ase_gss.frames import Frames
+from ase_gss.trial import Trial
 from ase_gss.walk import ScoreFunction
+
+if TYPE_CHECKING:
+    from ase_gss.archive import Archive
+    from ase_gss.ledger import Ledger
 
 #: Forces (S, N, 3) in eV/Å of structures of atoms with numbers (N,) at positions (S, N, 3) in Å.
 ForceFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
+#: Forces are learned from at most so many of the last force calls.
+MOST_FRAMES = 20_000
+#: Forces that know the elements learn nothing from fewer (C4H6O, C2H5NO).
+ENOUGH_FRAMES = 800
 #: So many deaths of workers a lesson survives: its parts are begun again.
 DEATHS = 4
 
@@ -108,3 +118,33 @@ class Lesson:
         self._to_do.insert(0, part)
         self._lost += 1
         return self._lost <= DEATHS
+
+
+class Lessons:
+    """The lessons of a search, one after the other.
+
+    Parameters
+    ----------
+    learns, settles_at_once : bool
+        As of `Plan`.
+    archive, ledger : Archive, Ledger
+        Of the search.
+    """
+
+    def __init__(self, learns: bool, settles_at_once: bool, archive: "Archive", ledger: "Ledger") -> None:
+        self._learns, self._settles_at_once = learns, settles_at_once
+        self._archive, self._ledger = archive, ledger
+        self._last: Lesson | None = None
+
+    def for_trials(self, trials: Sequence[Trial]) -> Lesson | None:
+        """The last lesson as of now, where some of these trials take what it teaches."""
+        if not (self._learns and self._ledger.lesson and any(trial.learned or trial.settles for trial in trials)):
+            return None
+        number = self._ledger.lesson
+        if self._last is None or self._last.number != number:
+            minima = [self._archive.atoms_of(each) for each in self._ledger.lesson_minima]
+            frames = Frames.joined(self._archive.frames(number, MOST_FRAMES))
+            if frames is not None and self._settles_at_once and len(frames) < ENOUGH_FRAMES:
+                frames = None
+            self._last = Lesson(number, minima, frames)
+        return self._last if self._last.teaches_forces or any(trial.learned for trial in trials) else None

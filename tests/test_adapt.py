@@ -11,7 +11,7 @@ from conftest import GaussianScore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ase_gss import GenerativeRSS, driver, ledger
+from ase_gss import GenerativeRSS, ledger, lesson
 from ase_gss.bonds import bonding_graph, graph_key
 from ase_gss.coupling import Hot
 from ase_gss.errors import InputError
@@ -88,7 +88,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(ledger, "FIRST_LESSON", 60)
     monkeypatch.setattr(adapt, "STEPS", 3)
     monkeypatch.setattr(learned_forces, "LEAST_STEPS", 20)
-    monkeypatch.setattr(driver, "ENOUGH_FRAMES", 0)
+    monkeypatch.setattr(lesson, "ENOUGH_FRAMES", 0)
 
 
 def books(search):
