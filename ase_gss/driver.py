@@ -26,8 +26,9 @@ LAG = 3
 WRITE_INTERVAL = 0.5
 #: The database is told so often (s) that this search is alive.
 HEARTBEAT = 60.0
-#: So many generations without a force call mean that this search meets nothing new.
-IDLE_GENERATIONS = 20
+#: So many generations without a force call mean that this search meets nothing new. An adaptive one may go through many
+#: samples for each that is worth one: 24 generations in a row and more new minima after them were seen for C3H6O.
+IDLE_GENERATIONS, ADAPTIVE_IDLE_GENERATIONS = 20, 60
 
 
 @dataclass
@@ -119,7 +120,8 @@ class Driver:
     @property
     def dried_up(self) -> bool:
         """The last generations have met nothing that was worth a force call, as far as the next one may know."""
-        return self.found.ledger.idle_generations >= IDLE_GENERATIONS
+        enough = ADAPTIVE_IDLE_GENERATIONS if len(self.plan.regimes) > 1 else IDLE_GENERATIONS
+        return self.found.ledger.idle_generations >= enough
 
     @property
     def unwritten(self) -> Iterator[Trial]:

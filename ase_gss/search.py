@@ -323,7 +323,7 @@ class GenerativeRSS:
         Returns
         -------
         list of Atoms
-            `minima`. It ends early after 20 generations that brought nothing worth a force call.
+            `minima`. It ends early after 20 generations, an adaptive search after 60, without a force call.
 
         Raises
         ------
