@@ -70,7 +70,7 @@ ENOUGH = 10
 #: Trials after which the number of new minima in the next `HORIZON` is predicted.
 CALIBRATION_POINTS, HORIZON = (100, 200, 400, 800), 100
 #: Force calls of the short table.
-SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000), "rss": (10_000, 100_000)}
+SHORT_TABLE = {"gss": (1000, 2000, 5000), "rss": (2000, 20_000, 100_000)}
 #: Marks in a text between which `report --readme` puts its table.
 _BEGIN, _END = "<!-- molecules: begin -->", "<!-- molecules: end -->"
 #: An end that is recovered: 50 meV, 0.05 Å.
@@ -382,6 +382,19 @@ class Pool:
             self.frames.append(frame)
         return index
 
+    def compare_anew(self) -> list[int]:
+        """Compare all with one another, as when the file is read, until none fall together; their new indices.
+
+        A minimum is compared by the lowest end that was met of it, which is not the one that is kept: two may be one.
+        """
+        where, n_before = list(range(len(self.frames))), -1
+        while len(self.frames) != n_before:
+            n_before, frames = len(self.frames), self.frames
+            self._list, self.frames = MinimaList(Comparison.refined()), []
+            now = [self.index(atoms, atoms.info["met_by"]) for atoms in frames]
+            where = [now[index] for index in where]
+        return where
+
     @property
     def energies(self) -> np.ndarray:
         """Energy of each in eV."""
@@ -445,6 +458,14 @@ class Counted:
         """Sorted calls at which pooled minima within the window (a mask) were first met."""
         first = self.recovered if recovered else self.first
         return np.sort([calls for index, calls in first.items() if within[index]])
+
+
+def _moved(calls: dict[int, int], where: Sequence[int]) -> dict[int, int]:
+    """First calls by the new indices of the minima."""
+    moved: dict[int, int] = {}
+    for index, first in calls.items():
+        moved[where[index]] = min(first, moved.get(where[index], first))
+    return moved
 
 
 def counted_in(run: Run, pool: Pool) -> Counted:
@@ -669,6 +690,9 @@ def evaluate(
         for name, record in records.items()
         if record["formula"] == formula and name not in names
     ]
+    where = pool.compare_anew()
+    for each in counted:
+        each.first, each.recovered = (_moved(calls, where) for calls in (each.first, each.recovered))
     counted.sort(key=lambda each: ([*METHODS, *PEERS].index(each.run.method), each.run.seed))
     records.update({each.run.name: each.as_record() for each in counted})
     pool.save()
