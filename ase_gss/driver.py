@@ -26,8 +26,8 @@ LAG = 3
 WRITE_INTERVAL = 0.5
 #: The database is told so often (s) that this search is alive.
 HEARTBEAT = 60.0
-#: So many generations without a force call mean that this search meets nothing new. An adaptive one may go through many
-#: samples for each that is worth one: 24 generations in a row and more new minima after them were seen for C3H6O.
+#: So many generations without a force call mean that this search meets nothing new. An adaptive one may see many
+#: samples for each that is worth one: of C3H6O 24 generations in a row, and new minima after them.
 IDLE_GENERATIONS, ADAPTIVE_IDLE_GENERATIONS = 20, 60
 
 
