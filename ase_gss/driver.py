@@ -26,8 +26,7 @@ LAG = 3
 WRITE_INTERVAL = 0.5
 #: The database is told so often (s) that this search is alive.
 HEARTBEAT = 60.0
-#: So many generations without a force call mean that this search meets nothing new. An adaptive one may see many
-#: samples for each that is worth one: of C3H6O 24 generations in a row, and new minima after them.
+#: So many generations without a force call mean that this search meets nothing new; an adaptive one needs patience.
 IDLE_GENERATIONS, ADAPTIVE_IDLE_GENERATIONS = 20, 60
 
 

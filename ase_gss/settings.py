@@ -14,9 +14,9 @@ FIXED_SETTINGS = (
     "seed",
     "coupling",
     "regime",
+    "family",
     "adapt",
     "forces",
-    "family",
     "score",
     "fragments",
     "mirror_images_are_one",
@@ -53,16 +53,16 @@ def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str
             if key == "adapt":
                 advice = "without learning: add --no-adapt" if settings.get(key) else "learning: leave out --no-adapt"
                 raise InputError(f"{name} is of a search {advice} (adapt in Python), or give another database.")
+            if key == "family":
+                raise InputError(
+                    f"{name} is of an adaptive search of another version of ase-gss, whose trials were others: give "
+                    "another database."
+                )
             if key == "forces" and None in (earlier.get(key), settings.get(key)):
                 advice = "leave out --forces none" if settings.get(key) is None else "give --forces none"
                 had = "that began with learned forces" if settings.get(key) is None else "without them from the start"
                 raise InputError(
                     f"{name} is of a search {had}: {advice} (forces=False in Python), or give another database."
-                )
-            if key == "family":
-                raise InputError(
-                    f"{name} is of an adaptive search of another version of ase-gss, whose trials were others: give "
-                    "another database."
                 )
             before, now = _short(earlier.get(key)), _short(settings.get(key))
             difference = f"{key} {before}, not {now}" if before != now else f"another {key}"

@@ -206,9 +206,9 @@ class ForceTraining(ScoreTraining):
 
     def validation_step(self, batch: dict[str, torch.Tensor]) -> None:
         """Mean absolute error of a component (eV/Å), by the largest force."""
-        highest, forces = batch.pop("bin"), batch.pop("forces")
-        error = (predicted_forces(self.denoiser, **batch) - forces).abs().mean()
-        self.log(f"validation_up_to_{highest:g}", error, batch_size=len(forces))
+        structures = {key: value for key, value in batch.items() if key not in ("bin", "forces")}
+        error = (predicted_forces(self.denoiser, **structures) - batch["forces"]).abs().mean()
+        self.log(f"validation_up_to_{batch['bin']:g}", error, batch_size=len(batch["forces"]))
 
 
 def validation_batches(structures: Structures, seed: int) -> list[dict[str, torch.Tensor]]:
