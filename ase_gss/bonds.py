@@ -11,12 +11,13 @@ from scipy.spatial.distance import cdist
 from ase_gss.errors import InputError
 
 # Shorter than so many sums of covalent radii is no bond. Of all minima of eight compositions the shortest is 0.77 (a
-# triple bond); 0.64 in what GFN2-xTB makes of some squeezed hydrides of silicon, 600 eV too low. Bonds between two
-# transition metals may be that short (0.60 in Cr2), and all bonds of toy systems, which have units of their own.
-_LEAST_CONTACT = 0.68
+# triple bond); 0.64 and 0.69 in what GFN2-xTB makes of some squeezed hydrides of silicon, 600 eV too low, and of a
+# phosphorus atom within eight others, 175 eV too low. Bonds of transition metals may be that short (0.60 in Cr2, 0.67
+# in the uranyl ion), those of barium (0.69 in BaO), and all bonds of toy systems, which have units of their own.
+_LEAST_CONTACT = 0.72
 # Rounds of neighbourhood refinement: an atom's environment reaches this many bonds far.
 _ROUNDS = 4
-_TRANSITION_METALS = [*range(21, 31), *range(39, 49), *range(57, 81), *range(89, 113)]
+_SHORT_BONDS = [*range(21, 31), *range(39, 49), *range(56, 81), *range(88, 113)]
 
 
 def bonding_graph(atoms: Atoms, scale: float = 1.25) -> nx.Graph:
@@ -84,9 +85,9 @@ def connected(numbers: np.ndarray, positions: np.ndarray, scale: float | np.ndar
 
 def overlapping(atoms: Atoms) -> str | None:
     """Reason why this is no molecule: atoms on one another, where a calculator may answer nonsense; else None."""
-    metals = np.isin(atoms.numbers, _TRANSITION_METALS)
+    metals = np.isin(atoms.numbers, _SHORT_BONDS)
     ratios = _relative_distances(atoms)
-    ratios[np.diag_indices(len(atoms))] = ratios[metals[:, None] & metals[None]] = np.inf
+    ratios[np.diag_indices(len(atoms))] = ratios[metals[:, None] | metals[None]] = np.inf
     nearest = ratios.min(axis=1)
     if nearest.min() >= _LEAST_CONTACT or nearest.max() < _LEAST_CONTACT:
         return None

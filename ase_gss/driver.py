@@ -1,7 +1,7 @@
 """The driver: trials in generations, through sampler and hand-off, whoever does the work, until the budget is spent."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from itertools import count
@@ -228,11 +228,9 @@ class Driver:
             if generation.lesson is not None and (part := generation.lesson.next_part()) is not None:
                 return Job("learn", (), part=part)
         n_ready = sum(len(generation.ready) for generation in self._open)
-        if n_ready < self.crew.slots:
-            for generation in self._open:
-                if generation.may_be_sampled:
-                    spoken_for = self._expected.of_trial * n_ready
-                    return self._sampling_job(generation, left if left is None else left - spoken_for)
+        if n_ready < self.crew.slots and (waiting := [each for each in self._open if each.may_be_sampled]):
+            spoken_for = self._expected.of_trial * n_ready
+            return self._sampling_job(waiting, left if left is None else left - spoken_for)
         for generation in self._open:
             if generation.ready:
                 return self._relaxation_job(generation, left)
@@ -249,16 +247,23 @@ class Driver:
             generation.ready.remove(number)
         return Job("relax", tuple(generation.trials[number] for number in together), self._known_ends(generation))
 
-    def _sampling_job(self, generation: Generation, left: int | None) -> Job:
-        """All of a generation that is not sampled, as far as the budget (force calls) is good for it."""
-        alone = [number for number in generation.unsampled if number in generation.alone][:1]
-        trials = [generation.trials[number] for number in alone or generation.unsampled]
+    def _sampling_job(self, waiting: Sequence[Generation], left: int | None) -> Job:
+        """All that is not sampled of some of these, as far as the budget (force calls) is good for it.
+
+        What goes through the network together is cheaper, and is the same as alone. So every worker gets its share of
+        the generations, the first ones first, as long as they know the same lesson.
+        """
+        first = waiting[0]
+        alone = [number for number in first.unsampled if number in first.alone][:1]
+        share = waiting[: 1 if alone else max(len(waiting) // self.crew.slots, 1)]
+        share = [each for each in share if each.lesson is first.lesson and not (each is not first and each.alone)]
+        trials = [each.trials[number] for each in share for number in alone or each.unsampled]
         sampling = max(trial.walk.sampling_force_calls for trial in trials)
         if sampling and left is not None:
             trials = trials[: self._expected.affordable(left, sampling)]
         for trial in trials:
-            generation.unsampled.remove(trial.number)
-        learned = None if generation.lesson is None else generation.lesson.learned
+            self._generation_of(trial.number).unsampled.remove(trial.number)
+        learned = None if first.lesson is None else first.lesson.learned
         if learned is not None and not any(trial.learned for trial in trials):
             # Networks travel only with those that take them.
             learned = Learned((), learned.forces) if any(trial.settles for trial in trials) else None

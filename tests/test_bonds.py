@@ -121,7 +121,10 @@ def test_what_lies_on_one_another_is_no_molecule():
     assert "Si" in overlapping(Atoms("SiOCH6", positions=places))
     for name in ("C2H2", "N2", "CO", "SiO", "H2", "CH3CH2OH"):
         assert overlapping(molecule(name)) is None
-    assert overlapping(Atoms("Cr2", positions=[[0, 0, 0], [1.68, 0, 0]])) is None
+    for name, length in (("Cr2", 1.68), ("BaO", 1.94), ("ScO", 1.67), ("N2", 1.10)):
+        assert overlapping(Atoms(name, positions=[[0, 0, 0], [length, 0, 0]])) is None
+    # What GFN2-xTB makes of a phosphorus atom within eight others, 175 eV too low, has C and P at 1.26 Å.
+    assert overlapping(Atoms("PCH", positions=[[0, 0, 0], [1.26, 0, 0], [1.26, 1.1, 0]]))
     # Lennard-Jones in its own units.
     assert overlapping(Atoms("Li3", positions=[[0, 0, 0], [1.12, 0, 0], [2.24, 0, 0]])) is None
     assert overlapping(Atoms("H")) is None

@@ -15,8 +15,8 @@ def sum_by_structure(values: torch.Tensor, structure: torch.Tensor, n_structures
     return total.index_add(0, structure, values)
 
 
-def all_pairs(structure: torch.Tensor, n_structures: int) -> torch.Tensor:
-    """Ordered pairs (2, E) of different atoms of one structure.
+def all_pairs(structure: torch.Tensor, n_structures: int, with_itself: bool = False) -> torch.Tensor:
+    """Ordered pairs (2, E) of the atoms of one structure, different ones or also each with itself.
 
     Parameters
     ----------
@@ -24,6 +24,8 @@ def all_pairs(structure: torch.Tensor, n_structures: int) -> torch.Tensor:
         Index of the structure of each atom, ascending.
     n_structures : int
         Number of structures.
+    with_itself : bool
+        An atom is a partner of its own, too.
     """
     counts = torch.bincount(structure, minlength=n_structures)
     first = torch.cumsum(counts, 0) - counts
@@ -31,8 +33,8 @@ def all_pairs(structure: torch.Tensor, n_structures: int) -> torch.Tensor:
     i = torch.repeat_interleave(torch.arange(len(structure), device=structure.device), partners)
     start = torch.repeat_interleave(torch.cumsum(partners, 0) - partners, partners)
     j = torch.arange(len(i), device=structure.device) - start + first[structure[i]]
-    different = i != j
-    return torch.stack([i[different], j[different]])
+    pairs = torch.stack([i, j])
+    return pairs if with_itself else pairs[:, i != j]
 
 
 class Denoiser(nn.Module):
@@ -72,14 +74,17 @@ class Denoiser(nn.Module):
         n_structures: int,
     ) -> torch.Tensor:
         """The network's output F (A, 3); zero for context, without a net shift where all atoms have noise."""
-        pairs = all_pairs(structure, n_structures)
+        size = len(numbers) // n_structures
+        if bool((torch.bincount(structure, minlength=n_structures) != size).any()):
+            size = 0
+        pairs = all_pairs(structure, n_structures, with_itself=size > 0)
         vectors = positions[pairs[1]] - positions[pairs[0]]
-        if self.training:
+        if self.training and not size:
             # Far pairs, whose filters are 0, cost memory. Where samples are made they stay: then sums over pairs do not
             # depend, not even by rounding, on what is sampled along with a structure.
             near = (vectors**2).sum(dim=1) < self.network.cutoff**2
             pairs, vectors = pairs[:, near], vectors[near]
-        output = self.network(numbers, sigma, pairs, vectors)
+        output = self.network(numbers, sigma, pairs, vectors, size)
         free = (sigma > 0).to(output.dtype)[:, None]
         counts = sum_by_structure(torch.ones_like(free), structure, n_structures)
         whole = sum_by_structure(free, structure, n_structures) == counts

@@ -104,7 +104,7 @@ class ScoreNetwork(nn.Module):
         self.register_buffer("radii", radii, persistent=False)
 
     def forward(
-        self, numbers: torch.Tensor, sigma: torch.Tensor, pairs: torch.Tensor, vectors: torch.Tensor
+        self, numbers: torch.Tensor, sigma: torch.Tensor, pairs: torch.Tensor, vectors: torch.Tensor, size: int = 0
     ) -> torch.Tensor:
         """Vectors of order one.
 
@@ -118,6 +118,10 @@ class ScoreNetwork(nn.Module):
             Receiving and sending atom of every pair.
         vectors : Tensor, shape (E, 3)
             From the receiving to the sending atom, Å.
+        size : int
+            Where all structures have so many atoms and the pairs are all that there are in their order, an atom with
+            itself included (which counts for nothing): then sums over pairs need no index, in two thirds of the time.
+            0 for any pairs.
 
         Returns
         -------
@@ -127,17 +131,16 @@ class ScoreNetwork(nn.Module):
         distance = (vectors * vectors).sum(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
         direction = (vectors / distance)[:, :, None]
         gap = distance[:, 0] - self.radii[numbers[i]] - self.radii[numbers[j]]
-        basis = self.radial(gap, self.cutoff_function(distance))
+        cutoff = self.cutoff_function(distance)
+        if size:
+            cutoff = cutoff * (i != j)[:, None]
+        basis = self.radial(gap, cutoff)
         filters = biased(self.filters, basis)[:, None].split(3 * self.n_features, dim=-1)
         noise = self.sigma(sigma)
-        # Where all atoms have equally many partners (a batch of one composition) sums over pairs need no index.
-        partners = 0 if self.training or len(i) % len(numbers) else len(i) // len(numbers)
-        if partners and not torch.equal(i, torch.arange(len(numbers), device=i.device).repeat_interleave(partners)):
-            partners = 0
         q, mu = (self.element(numbers) + noise)[:, None], None
         for block, to_block in enumerate(self.sigma_to_block):
             q = q + to_block(noise)[:, None]
-            q, mu = interact(self.interactions[block], q, mu, filters[block], direction, i, j, partners)
+            q, mu = interact(self.interactions[block], q, mu, filters[block], direction, i, j, size)
             q, mu = self.mixing[block](q, mu)
         return self.read_vectors(q, mu)
 
@@ -171,24 +174,32 @@ def interact(
     direction: torch.Tensor,
     i: torch.Tensor,
     j: torch.Tensor,
-    partners: int,
+    size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `PaiNNInteraction.forward`, in less than half the time: fewer copies, and no vectors that are still 0.
 
-    Scalars q (A, 1, F), vectors mu (A, 3, F) or None for zero, filters (E, 1, 3F), directions (E, 3, 1); `partners` of
-    every atom, 0 where they differ.
+    Scalars q (A, 1, F), vectors mu (A, 3, F) or None for zero, filters (E, 1, 3F), directions (E, 3, 1); `size` as for
+    `ScoreNetwork.forward`.
     """
-    message = filters * interaction.interatomic_context_net(q).index_select(0, j)
-    to_q, along_direction, along_mu = message.split(q.shape[-1], dim=-1)
+    n_features, context = q.shape[-1], interaction.interatomic_context_net(q)
+    if size:
+        n_atoms = len(q)
+        message = filters.view(-1, size, size, 3 * n_features) * context.view(-1, 1, size, 3 * n_features)
+        to_q, along_direction, along_mu = message.split(n_features, dim=-1)
+        directions = direction.view(n_atoms, size, 3).transpose(1, 2)
+        to_mu = torch.bmm(directions, along_direction.reshape(n_atoms, size, n_features))
+        if mu is not None:
+            others = mu.view(-1, 1, size, 3, n_features).unbind(dim=3)
+            by_mu = torch.stack([(along_mu * each).sum(dim=2) for each in others], dim=2)
+            to_mu = mu + to_mu + by_mu.view_as(mu)
+        return q + to_q.sum(dim=2).view_as(q), to_mu
+    message = filters * context.index_select(0, j)
+    to_q, along_direction, along_mu = message.split(n_features, dim=-1)
     to_mu = along_direction * direction
-    if mu is not None:
-        to_mu = torch.addcmul(to_mu, along_mu, mu.index_select(0, j))
-    if partners:
-        q = q + to_q.unflatten(0, (len(q), partners)).sum(dim=1)
-        summed = to_mu.unflatten(0, (len(q), partners)).sum(dim=1)
-        return q, summed if mu is None else mu + summed
     if mu is None:
-        mu = torch.zeros((len(q), 3, q.shape[-1]), dtype=q.dtype, device=q.device)
+        mu = torch.zeros((len(q), 3, n_features), dtype=q.dtype, device=q.device)
+    else:
+        to_mu = torch.addcmul(to_mu, along_mu, mu.index_select(0, j))
     return q.index_add(0, i, to_q), mu.index_add(0, i, to_mu)
 
 
