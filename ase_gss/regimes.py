@@ -13,7 +13,7 @@ from ase_gss.schedule import NoiseSchedule
 ADAPTIVE = "adaptive"
 #: Where a trial starts.
 NOISE, RANDOM, KNOWN = "noise", "random structure", "known minimum"
-#: Share of the trials that go to any regime, whatever they have found.
+#: Share of the trials that go to any regime, whatever it has found, to each for the same cost.
 EXPLORING = 0.05
 #: What sampling a structure costs, in force calls: a regime whose samples are never relaxed must not look free.
 SAMPLING = 0.3
@@ -77,7 +77,8 @@ def choose(
 
     What is sought are new minima per force call. Of a regime with f1 only hits for C force calls this rate has about a
     gamma distribution of shape f1 + its promise and rate C + b; with b a regime of promise 1 is expected to do as well
-    as all together. One trial in twenty goes to any regime, so that none is forgotten.
+    as all together. One trial in twenty goes to any regime, so that none is forgotten, the more rarely the more its
+    trials cost: random structures that nothing has settled would else take a third of the calls of a late search.
 
     Where there are learned forces, a way to make a trial without them is taken only once some such trials have shown
     that it does better, by far.
@@ -100,13 +101,14 @@ def choose(
     usable = [regime for regime in usable if regime.start != KNOWN or ledger.known_minima()] or usable
     only = ledger.only_hits()
     once = np.array([only.get(regime.name, 0) for regime in usable])
-    cost = np.array(
-        [ledger.force_calls.get(each.name, 0) + SAMPLING * ledger.trials.get(each.name, 0) for each in usable]
-    )
+    trials = np.array([ledger.trials.get(each.name, 0) for each in usable])
+    cost = np.array([ledger.force_calls.get(each.name, 0) for each in usable]) + SAMPLING * trials
     prior = (cost.sum() + 1) / (once.sum() + 1)
     bare = np.array([settling and not regime.settled for regime in usable])
     promise = np.where(bare, 0.0, [regime.promise for regime in usable])
     rates = rng.gamma(once + promise, 1 / (cost + prior), size=(n, len(usable))) * np.where(bare, BARE, 1.0)
     explores = rng.random(n) < EXPLORING
-    indices = np.where(explores, rng.integers(len(usable), size=n), np.argmax(rates, axis=1))
+    shares = (trials + 1) / (cost + 1)
+    explored = rng.choice(len(usable), size=n, p=shares / shares.sum())
+    indices = np.where(explores, explored, np.argmax(rates, axis=1))
     return [usable[index] for index in indices]

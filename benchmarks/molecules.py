@@ -70,7 +70,7 @@ ENOUGH = 10
 #: Trials after which the number of new minima in the next `HORIZON` is predicted.
 CALIBRATION_POINTS, HORIZON = (100, 200, 400, 800), 100
 #: Force calls of the short table.
-SHORT_TABLE = {"gss": (1000, 2000, 5000), "rss": (2000, 20_000, 100_000)}
+SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000, 20_000), "rss": (10_000, 100_000)}
 #: Marks in a text between which `report --readme` puts its table.
 _BEGIN, _END = "<!-- molecules: begin -->", "<!-- molecules: end -->"
 #: An end that is recovered: 50 meV, 0.05 Å.

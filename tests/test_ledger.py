@@ -74,6 +74,18 @@ def test_trials_go_where_new_minima_are_cheap():
     assert 0.9 < share < 1  # and the other is not forgotten
 
 
+def test_what_is_tried_without_hope_costs_the_same_in_every_way():
+    regimes = [A, B, replace(A, name="C")]
+    best = [Entry(n, "A", 5, minimum=n, energy=0.0) for n in range(500)]
+    dear = [Entry(500 + n, "B", 50, minimum=0, energy=0.0) for n in range(100)]
+    cheap = [Entry(600 + n, "C", 5, minimum=0, energy=0.0) for n in range(100)]
+    chosen = [
+        regime.name for regime in choose(regimes, ledger_of(*best, *dear, *cheap), 20_000, np.random.default_rng(0))
+    ]
+    assert 7 < chosen.count("C") / chosen.count("B") < 13
+    assert chosen.count("B") > 0
+
+
 def test_nothing_starts_from_known_minima_before_there_are_any():
     again = Regime("again", Diffusion(), Schedule(), KNOWN, sigma=1.0)
     rng = np.random.default_rng(0)

@@ -37,9 +37,14 @@ def rss(trials=None, calculator=None, formula="Ar4", **keywords):
     return search
 
 
+def by_number(search):
+    """In which order trials are written is left open: several are under way at once."""
+    return sorted(search.archive.records, key=lambda record: record.number)
+
+
 def same_records(a, b):
-    assert [r.number for r in a.archive.records] == [r.number for r in b.archive.records]
-    for first, second in zip(a.archive.records, b.archive.records, strict=True):
+    assert [r.number for r in by_number(a)] == [r.number for r in by_number(b)]
+    for first, second in zip(by_number(a), by_number(b), strict=True):
         ends = [search.archive.atoms_of(first.number).positions for search in (a, b)]
         np.testing.assert_array_equal(*ends)
         assert (first.force_calls, first.ended) == (second.force_calls, second.ended)
@@ -106,7 +111,7 @@ def test_where_a_search_stops_in_between_changes_nothing(tmp_path):
     same_records(whole, parts)
     assert {record.known for record in whole.archive.records} == {record.known for record in parts.archive.records}
     assert sorted(whole.hits) == sorted(parts.hits)
-    ended = [str(record.ended) for record in whole.archive.records]
+    ended = [str(record.ended) for record in by_number(whole)]
     assert sum(whole.hits) == ended.count("minimum") + ended.count("known")
     # Nobody knows anything before the first generation is complete and two more have begun.
     assert set(ended[:48]) == {"minimum"}
@@ -114,8 +119,10 @@ def test_where_a_search_stops_in_between_changes_nothing(tmp_path):
     budget = sampled()
     for max_calls in (30, 200, 500):
         budget.run(max_calls=max_calls)
-    for first, _ in zip(whole.archive.records, budget.archive.records, strict=False):
-        ends = [search.archive.atoms_of(first.number).positions for search in (whole, budget)]
+    within_budget = {record.number for record in budget.archive.records} & set(range(70))
+    assert len(within_budget) > 5
+    for number in within_budget:
+        ends = [search.archive.atoms_of(number).positions for search in (whole, budget)]
         np.testing.assert_array_equal(*ends)
 
 

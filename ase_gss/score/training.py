@@ -1,5 +1,6 @@
 """Training on Lightning: `ase-gss train`. Denoising score matching, and forces."""
 
+import logging
 import math
 import subprocess
 import time
@@ -361,6 +362,8 @@ def train(
         module.denoiser.network.compile(dynamic=True)
     stream, judged = module.streams(training, validation, batch_size, seed, done)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("pytorch_lightning", "lightning_fabric"):  # what devices there are, and advertisements
+        logging.getLogger(name).setLevel(logging.WARNING)
     trainer = lightning.Trainer(
         accelerator="gpu" if device.startswith("cuda") else device,
         devices=1,
