@@ -5,8 +5,8 @@ import argparse
 
 def parser() -> argparse.ArgumentParser:
     """The parser; `command` is what was asked for, the other names are those of the options."""
-    shell = argparse.ArgumentParser(prog="ase-gss", description="Generative structure search for ASE.")
-    commands = shell.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top = argparse.ArgumentParser(prog="ase-gss", description="Generative structure search for ASE.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     search = commands.add_parser("search", help="search for the minima of a composition")
     search.add_argument("formula", help="for instance C3H6O, or with --crystal Ti4O8")
@@ -133,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--validate-every", type=_positive, default=1000, help="steps (default: %(default)s)")
     train.add_argument("--compile", action="store_true", help="torch.compile: 1.7 times as fast; needs a C++ compiler")
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    return shell
+    return top
 
 
 def _positive(text: str) -> int:

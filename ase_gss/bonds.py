@@ -11,13 +11,15 @@ from scipy.spatial.distance import cdist
 from ase_gss.errors import InputError
 
 # Shorter than so many sums of covalent radii is no bond. Of all minima of eight compositions the shortest is 0.77 (a
-# triple bond); 0.64 and 0.69 in what GFN2-xTB makes of some squeezed hydrides of silicon, 600 eV too low, and of a
-# phosphorus atom within eight others, 175 eV too low. Bonds of transition metals may be that short (0.60 in Cr2, 0.67
-# in the uranyl ion), those of barium (0.69 in BaO), and all bonds of toy systems, which have units of their own.
+# triple bond). GFN2-xTB makes 0.64 of some squeezed hydrides of silicon, 600 eV too low, and 0.69 of a phosphorus atom
+# within eight others, 175 eV too low.
 _LEAST_CONTACT = 0.72
+# The same where one of the two is strontium, barium, a transition metal, a lanthanide or an actinide, whose bonds are
+# that short: 0.60 in Cr2, 0.67 in the uranyl ion, 0.69 in BaO.
+_LEAST_CONTACT_OF_METALS = 0.5
 # Rounds of neighbourhood refinement: an atom's environment reaches this many bonds far.
 _ROUNDS = 4
-_SHORT_BONDS = [*range(21, 31), *range(39, 49), *range(56, 81), *range(88, 113)]
+_METALS = [*range(21, 31), *range(38, 49), *range(56, 81), *range(88, 113)]
 
 
 def bonding_graph(atoms: Atoms, scale: float = 1.25) -> nx.Graph:
@@ -84,12 +86,16 @@ def connected(numbers: np.ndarray, positions: np.ndarray, scale: float | np.ndar
 
 
 def overlapping(atoms: Atoms) -> str | None:
-    """Reason why this is no molecule: atoms on one another, where a calculator may answer nonsense; else None."""
-    metals = np.isin(atoms.numbers, _SHORT_BONDS)
-    ratios = _relative_distances(atoms)
-    ratios[np.diag_indices(len(atoms))] = ratios[metals[:, None] | metals[None]] = np.inf
+    """Reason why this is no molecule: atoms on one another, where a calculator may answer nonsense; else None.
+
+    Where every atom has such a neighbour the system is a toy with a unit of length of its own, and that is no reason.
+    """
+    metals = np.isin(atoms.numbers, _METALS)
+    least = np.where(metals[:, None] | metals, _LEAST_CONTACT_OF_METALS, _LEAST_CONTACT)
+    ratios = _relative_distances(atoms) / least
+    np.fill_diagonal(ratios, np.inf)
     nearest = ratios.min(axis=1)
-    if nearest.min() >= _LEAST_CONTACT or nearest.max() < _LEAST_CONTACT:
+    if nearest.min() >= 1 or nearest.max() < 1:
         return None
     i, j = np.unravel_index(np.argmin(ratios), ratios.shape)
     return f"{atoms.symbols[i]} and {atoms.symbols[j]} lie on one another, {atoms.get_distance(i, j):.2f} Å apart"

@@ -254,10 +254,13 @@ def _names(arguments: Sequence[str]) -> list[str]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ase_gss.score.model import read_model
+    import logging
+
     from ase_gss.score.training import train
 
-    train(
+    for name in ("pytorch_lightning", "lightning_fabric"):  # what devices there are, and advertisements
+        logging.getLogger(name).setLevel(logging.WARNING)
+    losses = train(
         options.data,
         options.output,
         kind="crystals" if options.crystal else "forces" if options.forces else "molecules",
@@ -274,11 +277,17 @@ def _train(options: argparse.Namespace) -> int:
         compile_network=options.compile,
         seed=options.seed,
     )
-    losses = read_model(options.output, "model")[2]["validation_loss"]
-    of_what = "in eV/Å, by the largest force (eV/Å)" if options.forces else "by noise level (Å)"
-    print(f"{options.output} is written. Validation errors {of_what}:")
+    if not losses:
+        print(f"{options.output}.checkpoints has all {options.steps} steps: there was nothing left to do.")
+        return 0
+    of_what = (
+        "error of forces in eV/Å, by the largest of a structure"
+        if options.forces
+        else "loss (1: nothing learned), by noise level in Å"
+    )
+    print(f"{options.output} is written. Validation {of_what}:")
     for name, loss in losses.items():
-        print(f"  {name.removeprefix('validation_').replace('_', ' '):>12} {loss:.4f}")
+        print(f"  {name.removeprefix('validation_').replace('_', ' '):>16} {loss:.4f}")
     return 0
 
 

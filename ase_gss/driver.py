@@ -30,6 +30,11 @@ HEARTBEAT = 60.0
 IDLE_GENERATIONS, ADAPTIVE_IDLE_GENERATIONS = 20, 60
 
 
+#: Where the budget is good for fewer trials that cost force calls, no more is sampled in advance: what costs none would
+#: be finished, what does would not, and the estimates of what is unseen would lean to the former.
+_PLENTY = 3 * GENERATION
+
+
 @dataclass
 class Generation:
     """Trials that know the same: those of one generation that this run has to do.
@@ -248,19 +253,22 @@ class Driver:
         return Job("relax", tuple(generation.trials[number] for number in together), self._known_ends(generation))
 
     def _sampling_job(self, waiting: Sequence[Generation], left: int | None) -> Job:
-        """All that is not sampled of some of these, as far as the budget (force calls) is good for it.
+        """All that is not sampled of the first of these, as far as the budget (force calls) is good for it.
 
-        What goes through the network together is cheaper, and is the same as alone. So every worker gets its share of
-        the generations, the first ones first, as long as they know the same lesson.
+        With nobody else to work, and where sampling costs no force calls, the others come along as long as they know
+        the same lesson: what goes through the network together is cheaper, and is the same as alone.
         """
         first = waiting[0]
-        alone = [number for number in first.unsampled if number in first.alone][:1]
-        share = waiting[: 1 if alone else max(len(waiting) // self.crew.slots, 1)]
-        share = [each for each in share if each.lesson is first.lesson and not (each is not first and each.alone)]
-        trials = [each.trials[number] for each in share for number in alone or each.unsampled]
-        sampling = max(trial.walk.sampling_force_calls for trial in trials)
-        if sampling and left is not None:
-            trials = trials[: self._expected.affordable(left, sampling)]
+        if alone := [number for number in first.unsampled if number in first.alone]:
+            trials = [first.trials[alone[0]]]
+        else:
+            trials = [first.trials[number] for number in first.unsampled]
+            sampling = max(trial.walk.sampling_force_calls for trial in trials)
+            if sampling and left is not None:
+                trials = trials[: self._expected.affordable(left, sampling)]
+            if self.crew.slots == 1 and not sampling and (left is None or self._expected.affordable(left) > _PLENTY):
+                others = [each for each in waiting[1:] if each.lesson is first.lesson and not each.alone]
+                trials += [each.trials[number] for each in others for number in each.unsampled]
         for trial in trials:
             self._generation_of(trial.number).unsampled.remove(trial.number)
         learned = None if first.lesson is None else first.lesson.learned

@@ -77,8 +77,9 @@ def choose(
 
     What is sought are new minima per force call. Of a regime with f1 only hits for C force calls this rate has about a
     gamma distribution of shape f1 + its promise and rate C + b; with b a regime of promise 1 is expected to do as well
-    as all together. One trial in twenty goes to any regime, so that none is forgotten, the more rarely the more its
-    trials cost: random structures that nothing has settled would else take a third of the calls of a late search.
+    as all together. One trial in twenty goes to any regime, so that none is forgotten: to each for the same cost,
+    sampling included, so seldom to one whose trials are dear. Equally often, random structures that nothing has settled
+    would take a third of the calls of a late search.
 
     Where there are learned forces, a way to make a trial without them is taken only once some such trials have shown
     that it does better, by far.

@@ -734,7 +734,7 @@ def _curves(by_method: dict[str, list[Counted]], within: np.ndarray, budgets: Se
     for method, group in by_method.items():
         reached = [budget for budget in budgets if budget <= max(limits[method])]
         grid = np.unique(np.geomspace(100, max(longest, 101), 120).round())
-        grid = grid[grid <= min(limits[method])]
+        grid = grid[grid <= max(limits[method])]
         mean, error, seeds = mean_curve(marks[method], limits[method], reached)
         loose = mean_curve([each.marks(within, True) for each in group], limits[method], reached)[0]
         smooth_mean, smooth_error, _ = mean_curve(marks[method], limits[method], grid)

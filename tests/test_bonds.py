@@ -111,6 +111,16 @@ def test_fragments_partition_the_atoms(seed, n_atoms):
     assert all(home[i] == home[j] for i, j in graph.edges)
 
 
+@pytest.mark.parametrize(("pair", "length"), [("Cr2", 1.68), ("BaO", 1.94), ("ScO", 1.67), ("UO", 1.76), ("SrO", 1.92)])
+def test_metals_may_have_short_bonds_but_not_any(pair, length):
+    water = molecule("H2O")
+    water.translate([4, 0, 0])
+    assert overlapping(Atoms(pair, positions=[[0, 0, 0], [length, 0, 0]]) + water) is None
+    assert overlapping(Atoms(pair, positions=[[0, 0, 0], [0.45 * length, 0, 0]]) + water)
+    water.set_distance(0, 1, 0.4, fix=0)
+    assert "H" in overlapping(Atoms(pair, positions=[[0, 0, 0], [length, 0, 0]]) + water)
+
+
 def test_what_lies_on_one_another_is_no_molecule():
     squeezed = molecule("H2CO")
     squeezed.set_distance(0, 1, 0.8, fix=1)
@@ -121,8 +131,6 @@ def test_what_lies_on_one_another_is_no_molecule():
     assert "Si" in overlapping(Atoms("SiOCH6", positions=places))
     for name in ("C2H2", "N2", "CO", "SiO", "H2", "CH3CH2OH"):
         assert overlapping(molecule(name)) is None
-    for name, length in (("Cr2", 1.68), ("BaO", 1.94), ("ScO", 1.67), ("N2", 1.10)):
-        assert overlapping(Atoms(name, positions=[[0, 0, 0], [length, 0, 0]])) is None
     # What GFN2-xTB makes of a phosphorus atom within eight others, 175 eV too low, has C and P at 1.26 Å.
     assert overlapping(Atoms("PCH", positions=[[0, 0, 0], [1.26, 0, 0], [1.26, 1.1, 0]]))
     # Lennard-Jones in its own units.

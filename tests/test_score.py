@@ -177,7 +177,32 @@ def test_all_pairs(counts):
     structure = np.repeat(np.arange(len(counts)), counts)
     pairs = all_pairs(torch.as_tensor(structure), len(counts)).numpy().T
     expected = [(i, j) for i in range(len(structure)) for j in range(len(structure)) if i != j]
-    assert sorted(map(tuple, pairs)) == [(i, j) for i, j in expected if structure[i] == structure[j]]
+    expected = [(i, j) for i, j in expected if structure[i] == structure[j]]
+    assert sorted(map(tuple, pairs)) == expected
+    with_itself = all_pairs(torch.as_tensor(structure), len(counts), with_itself=True).numpy().T
+    assert sorted(map(tuple, with_itself)) == sorted(expected + [(i, i) for i in range(len(structure))])
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_structures_of_one_size_are_as_in_a_mixed_batch(n, training):
+    """They go another way through the network, and so do its gradients."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(n_features=16, n_blocks=2, jitter=0.0).train(training)
+    numbers, copies = torch.tensor(([6, 8, 7] + [1] * n)[:n]), 3
+    positions, other = 1.5 * torch.randn(copies * n, 3), torch.randn(n + 1, 3)
+    structure = torch.arange(copies).repeat_interleave(n)
+
+    def outcome(mixed):
+        batch = [numbers.repeat(copies), positions, torch.full((copies * n,), 0.3), structure]
+        if mixed:
+            more = [torch.ones(n + 1, dtype=torch.long), other, torch.ones(n + 1), torch.full((n + 1,), copies)]
+            batch = [torch.cat(pair) for pair in zip(batch, more, strict=True)]
+        output = denoiser.raw(*batch, copies + mixed)[: copies * n]
+        return output, torch.autograd.grad((output**2).sum(), denoiser.network.filters.weight, allow_unused=True)[0]
+
+    for one_size, mixed in zip(outcome(False), outcome(True), strict=True):
+        torch.testing.assert_close(one_size, mixed, atol=1e-5, rtol=1e-4)
 
 
 def small_data(path, n=40):
@@ -241,10 +266,10 @@ def test_training_learns_resumes_and_ships(tmp_path):
     assert np.isfinite(evaluate(load_score(output), atoms, 0.1)).all()
 
 
-@pytest.mark.parametrize("n", [7, 10, 17])
+@pytest.mark.parametrize("n", [7, 10, 13, 17])
 def test_a_score_does_not_depend_on_what_is_evaluated_with_it(n):
     """To the last bit: a trial is what it is whoever is sampled along with it, also after an interruption."""
-    score, rng, copies = load_score("molecules"), np.random.default_rng(0), 12
+    score, rng, copies = load_score("molecules"), np.random.default_rng(0), 16
     numbers = np.array(([6, 6, 8] + [1] * n)[:n])
     sigma = np.geomspace(0.1, 4.0, copies)
     positions = [rng.normal(size=(n, 3)) * (1.5 + level) for level in sigma]

@@ -97,6 +97,15 @@ class Spread:
         return (clean - positions) / (0.2**2 + sigma[:, None] ** 2)
 
 
+def test_where_sampling_costs_force_calls_it_does_not_run_ahead():
+    """What is sampled, and out of budget before it is relaxed, has cost calls for nothing."""
+    search = GenerativeRSS("Ar4", Counting(), score=GaussianScore(PLACES), coupling=Mn(below=10.0), recognise=False)
+    search.run(max_calls=1500)
+    ended = [str(record.ended) for record in search.archive.records]
+    assert sum("budget" in each for each in ended) <= 16
+    assert "minimum" in ended
+
+
 def sampled(path=None, calculator=None):
     return GenerativeRSS("Ar4", calculator or Counting(), score=Spread(), coupling="diffusion", database=path)
 

@@ -16,7 +16,7 @@ def sum_by_structure(values: torch.Tensor, structure: torch.Tensor, n_structures
 
 
 def all_pairs(structure: torch.Tensor, n_structures: int, with_itself: bool = False) -> torch.Tensor:
-    """Ordered pairs (2, E) of the atoms of one structure, different ones or also each with itself.
+    """Ordered pairs (2, E) of atoms of the same structure.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def all_pairs(structure: torch.Tensor, n_structures: int, with_itself: bool = Fa
     n_structures : int
         Number of structures.
     with_itself : bool
-        An atom is a partner of its own, too.
+        Also every atom with itself.
     """
     counts = torch.bincount(structure, minlength=n_structures)
     first = torch.cumsum(counts, 0) - counts
@@ -61,7 +61,9 @@ class Denoiser(nn.Module):
         self, sigma: torch.Tensor, structure: torch.Tensor, n_structures: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """c_skip and c_out, both (A, 1), for noise levels (A,) in Å."""
-        extent = EXTENT * torch.bincount(structure, minlength=n_structures)[structure].to(sigma.dtype) ** (1 / 3)
+        counts = torch.bincount(structure, minlength=n_structures)[structure]
+        # In double precision: the last elements of an array are raised to a power in another way than those before them.
+        extent = (EXTENT * counts.double() ** (1 / 3)).to(sigma.dtype)
         variance = extent**2 + sigma**2
         return (extent**2 / variance)[:, None], (sigma * extent / variance.sqrt())[:, None]
 
@@ -80,8 +82,8 @@ class Denoiser(nn.Module):
         pairs = all_pairs(structure, n_structures, with_itself=size > 0)
         vectors = positions[pairs[1]] - positions[pairs[0]]
         if self.training and not size:
-            # Far pairs, whose filters are 0, cost memory. Where samples are made they stay: then sums over pairs do not
-            # depend, not even by rounding, on what is sampled along with a structure.
+            # Of structures of many sizes, as in training, far pairs, whose filters are 0, cost memory. Where samples
+            # are made they stay: then sums over pairs do not depend, not even by rounding, on what else is sampled.
             near = (vectors**2).sum(dim=1) < self.network.cutoff**2
             pairs, vectors = pairs[:, near], vectors[near]
         output = self.network(numbers, sigma, pairs, vectors, size)

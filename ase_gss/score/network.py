@@ -128,7 +128,7 @@ class ScoreNetwork(nn.Module):
         Tensor, shape (A, 3)
         """
         i, j = pairs[0], pairs[1]
-        distance = (vectors * vectors).sum(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
+        distance = (vectors * vectors).sum(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
         direction = (vectors / distance)[:, :, None]
         gap = distance[:, 0] - self.radii[numbers[i]] - self.radii[numbers[j]]
         cutoff = self.cutoff_function(distance)

@@ -1,6 +1,5 @@
 """Training on Lightning: `ase-gss train`. Denoising score matching, and forces."""
 
-import logging
 import math
 import subprocess
 import time
@@ -63,6 +62,7 @@ class ScoreTraining(lightning.LightningModule):
         self.save_hyperparameters()
         self.denoiser = self.denoiser_class(**network)
         self.seconds, self.left_out = 0.0, 0
+        self.validation_loss: dict[str, float] = {}
         self._since = time.monotonic()
 
     def losses(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -98,7 +98,8 @@ class ScoreTraining(lightning.LightningModule):
             return
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
-        losses = {key: round(float(value), 4) for key, value in self.trainer.callback_metrics.items() if "_" in key}
+        metrics = self.trainer.callback_metrics.items()
+        losses = {key: round(float(value), 4) for key, value in metrics if key.startswith("validation_")}
         reached = {
             "steps": self.global_step,
             "steps_left_out": self.left_out,
@@ -106,6 +107,7 @@ class ScoreTraining(lightning.LightningModule):
             "validation_loss": losses,
         }
         save_model(self.denoiser, self.hparams.network, self.hparams.card | reached, self.hparams.output, self.kind)
+        self.validation_loss = losses
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the time spent."""
@@ -299,7 +301,7 @@ def train(
     compile_network: bool = False,
     seed: int = 0,
     progress: bool = True,
-) -> None:
+) -> dict[str, float]:
     """Train a score, or forces, and write it to `output`; resume where `output`.checkpoints/last.ckpt exists.
 
     Parameters
@@ -330,6 +332,11 @@ def train(
         Seed of split, noise and initial weights.
     progress : bool
         Show a progress bar.
+
+    Returns
+    -------
+    dict
+        The validation losses of what was written last; empty where no steps were left to do.
     """
     if kind not in _KINDS:
         raise InputError(f"Nothing of the kind {kind!r} can be trained: give {', '.join(_KINDS)}.")
@@ -362,8 +369,6 @@ def train(
         module.denoiser.network.compile(dynamic=True)
     stream, judged = module.streams(training, validation, batch_size, seed, done)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("pytorch_lightning", "lightning_fabric"):  # what devices there are, and advertisements
-        logging.getLogger(name).setLevel(logging.WARNING)
     trainer = lightning.Trainer(
         accelerator="gpu" if device.startswith("cuda") else device,
         devices=1,
@@ -388,3 +393,4 @@ def train(
         ckpt_path=str(last) if last.exists() else None,
         weights_only=True,
     )
+    return module.validation_loss
