@@ -62,7 +62,7 @@ class Denoiser(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """c_skip and c_out, both (A, 1), for noise levels (A,) in Å."""
         counts = torch.bincount(structure, minlength=n_structures)[structure]
-        # In double precision: the last elements of an array are raised to a power in another way than those before them.
+        # In double precision: the last elements of an array are raised to a power in another way than the others.
         extent = (EXTENT * counts.double() ** (1 / 3)).to(sigma.dtype)
         variance = extent**2 + sigma**2
         return (extent**2 / variance)[:, None], (sigma * extent / variance.sqrt())[:, None]
