@@ -176,7 +176,7 @@ def summary_text(facts: dict[str, Any]) -> str:
         text.append(
             f"A trial like all so far that ends in a minimum meets a new one with a chance of about {chance:.0f} % "
             "(Good-Turing); "
-            f"trials like these can reach at least {facts['reachable_at_least']:.0f} (Chao1)."
+            f"trials like these can reach {facts['reachable_at_least']:.0f} at the least, others more (Chao1)."
         )
         mean, low, high = facts["new_in_next_100_trials"]
         text.append(

@@ -97,7 +97,8 @@ def read_structures(source: str, hold_out: Iterable[str] = ()) -> Structures:
     except Exception as error:  # every format of ASE has its own ways to fail
         raise InputError(f"{source} cannot be read as structures: {type(error).__name__}: {error}.") from error
     if not kept:
-        raise InputError(f"{source} has no structure of two or more atoms to train on.")
+        but = " but those that are held out" if held_out else ""
+        raise InputError(f"{source} has no structure of two or more atoms to train on{but}.")
     return Structures.from_arrays(kept)
 
 
