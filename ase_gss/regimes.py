@@ -15,6 +15,8 @@ ADAPTIVE = "adaptive"
 NOISE, RANDOM, KNOWN = "noise", "random structure", "known minimum"
 #: Share of the trials that go to any regime, whatever it has found, to each for the same cost.
 EXPLORING = 0.05
+#: After so many generations without a force call its cost is no argument against a regime any more.
+PATIENCE = 20
 #: What sampling a structure costs, in force calls: a regime whose samples are never relaxed must not look free.
 SAMPLING = 0.3
 #: What the rate of a regime that does without learned forces counts where there are some: it wastes what they spare.
@@ -79,7 +81,8 @@ def choose(
     gamma distribution of shape f1 + its promise and rate C + b; with b a regime of promise 1 is expected to do as well
     as all together. One trial in twenty goes to any regime, so that none is forgotten: to each for the same cost,
     sampling included, so seldom to one whose trials are dear. Equally often, random structures that nothing has settled
-    would take a third of the calls of a late search.
+    would take a third of the calls of a late search. Where nothing has been worth a force call for long, they are what
+    goes on finding, and all are tried equally often.
 
     Where there are learned forces, a way to make a trial without them is taken only once some such trials have shown
     that it does better, by far.
@@ -109,7 +112,7 @@ def choose(
     promise = np.where(bare, 0.0, [regime.promise for regime in usable])
     rates = rng.gamma(once + promise, 1 / (cost + prior), size=(n, len(usable))) * np.where(bare, BARE, 1.0)
     explores = rng.random(n) < EXPLORING
-    shares = (trials + 1) / (cost + 1)
+    shares = (trials + 1) / (cost + 1) if ledger.idle_generations < PATIENCE else np.ones(len(usable))
     explored = rng.choice(len(usable), size=n, p=shares / shares.sum())
     indices = np.where(explores, explored, np.argmax(rates, axis=1))
     return [usable[index] for index in indices]

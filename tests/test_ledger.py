@@ -84,6 +84,11 @@ def test_what_is_tried_without_hope_costs_the_same_in_every_way():
     ]
     assert chosen.count("B") > 0
     assert 7 < chosen.count("C") / chosen.count("B") < 13
+    # Long after the last force call the dear one is what may still find something.
+    idle = [Entry(700 + n, "A", 0) for n in range(25 * 16)]
+    ledger = ledger_of(*best, *dear, *cheap, *idle)
+    chosen = [regime.name for regime in choose(regimes, ledger, 20_000, np.random.default_rng(0))]
+    assert 0.8 < chosen.count("C") / chosen.count("B") < 1.25
 
 
 def test_nothing_starts_from_known_minima_before_there_are_any():
