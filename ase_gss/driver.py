@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from dataclasses import dataclass, field
 from itertools import count
 
 from ase import Atoms
@@ -12,16 +11,14 @@ from ase_gss.archive import Archive, Record
 from ase_gss.budget import Expectation
 from ase_gss.failures import Failures, SearchError
 from ase_gss.found import Found
-from ase_gss.ledger import GENERATION, Familiarity
-from ase_gss.lesson import Learned, Lesson, Lessons
+from ase_gss.generation import LAG, Generation, known_before
+from ase_gss.ledger import GENERATION
+from ase_gss.lesson import Learned, Lessons
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
 from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
 
-#: Generation m knows what the generations up to m - LAG have found and nothing else: then a trial depends neither on
-#: the number of workers nor on where a search was stopped, and so many generations may be under way at once.
-LAG = 3
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
 #: The database is told so often (s) that this search is alive.
@@ -29,46 +26,9 @@ HEARTBEAT = 60.0
 #: So many generations without a force call mean that this search meets nothing new; an adaptive one needs patience.
 IDLE_GENERATIONS, ADAPTIVE_IDLE_GENERATIONS = 20, 60
 
-
 #: Where the budget is good for fewer trials that cost force calls, no more is sampled in advance: what costs none would
 #: be finished, what does would not, and the estimates of what is unseen would lean to the former.
-_PLENTY = 3 * GENERATION
-
-
-@dataclass
-class Generation:
-    """Trials that know the same: those of one generation that this run has to do.
-
-    Attributes
-    ----------
-    index : int
-        Which generation.
-    trials : dict
-        The unfinished ones by their number.
-    unsampled : list of int
-        Numbers of those that have yet to go through the sampler.
-    ready : list of int
-        Numbers of those that wait for the hand-off.
-    familiarity : Familiarity
-        What this generation knows of bonding graphs.
-    lesson : Lesson, optional
-        Without which some of its trials cannot be sampled.
-    alone : set of int
-        Numbers of those whose next job is to have no other trial, because one of them has cost a worker.
-    """
-
-    index: int
-    trials: dict[int, Trial]
-    unsampled: list[int]
-    ready: list[int]
-    familiarity: Familiarity
-    lesson: Lesson | None = None
-    alone: set[int] = field(default_factory=set)
-
-    @property
-    def may_be_sampled(self) -> bool:
-        """There are trials to sample, and what they need has been learned."""
-        return bool(self.unsampled) and (self.lesson is None or self.lesson.learned is not None)
+_PLENTY = LAG * GENERATION
 
 
 class Driver:
@@ -208,7 +168,7 @@ class Driver:
             if not numbers:
                 return
             index = numbers[0] // GENERATION
-            self.found.ledger.advance(before=_known_before(index))
+            self.found.ledger.advance(before=known_before(index))
             if self.dried_up:  # what is reserved is given back at the end of the run
                 return
             familiarity = self.found.ledger.familiarity()
@@ -279,7 +239,7 @@ class Driver:
 
     def _known_ends(self, generation: Generation) -> KnownEnds | None:
         """What relaxations of this generation may be recognised to head for."""
-        return self.found.memory.first_ends(_known_before(generation.index)) if self.recognise else None
+        return self.found.memory.first_ends(generation.known_before) if self.recognise else None
 
     def _collect(self) -> None:
         """Take what the crew has done."""
@@ -345,7 +305,7 @@ class Driver:
         """End a sampled structure that looks like a known minimum, or has bonds that have nothing new to give."""
         if not self.recognise or not trial.score_calls:
             return
-        before = _known_before(generation.index)
+        before = generation.known_before
         trial.known, trial.bonds = self.found.memory.look_at(trial.sampled(), before)
         if trial.known is not None:
             trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
@@ -406,8 +366,3 @@ class Driver:
 def _no_lesson(error: Exception) -> SearchError:
     words = " ".join(str(error).split()) or type(error).__name__
     return SearchError(f"The search cannot learn from what was found ({words}): search without adapt (--no-adapt).")
-
-
-def _known_before(index: int) -> int:
-    """Generation `index` knows the trials below this number."""
-    return (index - LAG + 1) * GENERATION

@@ -120,8 +120,7 @@ class ScoreNetwork(nn.Module):
             From the receiving to the sending atom, Å.
         size : int
             Where all structures have so many atoms and the pairs are all that there are in their order, an atom with
-            itself included (which counts for nothing): then sums over pairs need no index, in two thirds of the time.
-            0 for any pairs.
+            itself included (which counts for nothing): then sums over pairs need no index. 0 for any pairs.
 
         Returns
         -------
