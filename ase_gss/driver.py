@@ -18,6 +18,7 @@ from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
 from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
+from ase_gss.worth import Worth
 
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
@@ -172,12 +173,14 @@ class Driver:
             if self.dried_up:  # what is reserved is given back at the end of the run
                 return
             familiarity = self.found.ledger.familiarity()
+            adaptive = len(self.plan.regimes) > 1 and self.plan.system.knows_bonds
+            worth = self.found.ledger.worth(LAG * GENERATION) if adaptive else Worth()
             begun = self.plan.begin_generation(index, numbers, self.found.ledger, self.archive.atoms_of)
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
             lesson = self._lessons.for_trials(begun)
-            self._open.append(Generation(index, by_number, unsampled, ready, familiarity, lesson))
+            self._open.append(Generation(index, by_number, unsampled, ready, familiarity, worth, lesson))
             self._open.sort(key=lambda generation: generation.index)
 
     def _next_job(self, max_calls: int | None) -> Job | None:
@@ -239,7 +242,9 @@ class Driver:
 
     def _known_ends(self, generation: Generation) -> KnownEnds | None:
         """What relaxations of this generation may be recognised to head for."""
-        return self.found.memory.first_ends(generation.known_before) if self.recognise else None
+        if not self.recognise:
+            return None
+        return self.found.memory.first_ends(generation.known_before, frozenset(generation.worth.repeats))
 
     def _collect(self) -> None:
         """Take what the crew has done."""
@@ -308,8 +313,9 @@ class Driver:
         before = generation.known_before
         trial.known, trial.bonds = self.found.memory.look_at(trial.sampled(), before)
         if trial.known is not None:
-            trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
-        elif self.plan.system.knows_bonds:
+            if trial.walk.rng.random() >= generation.worth.repeats.get(trial.known, 0.0):
+                trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
+        elif self.plan.system.knows_bonds and not generation.worth.dull:
             interest = generation.familiarity.interest(trial.bonds)
             if trial.walk.rng.random() > interest:
                 trial.end(Ended.FAMILIAR, "its bonds are those of samples that were relaxed before")

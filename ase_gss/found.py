@@ -63,10 +63,11 @@ class Found:
                 # Described once: the memory compares by the same fingerprint, only without its energy.
                 self.memory.remember_described(self.minima.described(index), record.number)
             energy = self.minima.described(index).ranking_energy
-        elif record.known is not None:
+        elif record.ended in (Ended.KNOWN, Ended.HEADING):
             index = self._minimum_of[record.known]
             self.minima.hit(index)
-        # A sample in pieces has cost no call: it was not relaxed either.
+        # A sample in pieces has cost no call: it was not relaxed either. And a lookalike says nothing of its bonds.
         relaxed = record.force_calls > 0 and record.ended not in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET)
-        bonds = record.bonds if relaxed else ""
-        self.ledger.enter(Entry(record.number, record.regime, record.force_calls, index, energy, bonds))
+        bonds = record.bonds if relaxed and (record.known is None or record.ended is Ended.HEADING) else ""
+        to_minimum = record.ended is Ended.MINIMUM
+        self.ledger.enter(Entry(record.number, record.regime, record.force_calls, index, energy, bonds, to_minimum))

@@ -14,10 +14,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import inf
 
+from ase_gss.worth import DULL, DULL_CHANCE, SAMPLING, GoingRate, Worth, chance_of_another, worth
+
 #: Generation m is the trials from m times this number on; they go through the sampler together.
 GENERATION = 16
 #: The first lesson of a search that learns is after so many force calls, and each of the next after so many times more.
 FIRST_LESSON, MORE = 150, 2.0
+#: Force calls that a relaxation is supposed to take until there is experience.
+_COST = 10.0
 #: eV; structures settled with learned forces come down by less. Of 210 (C3H6O, C4H6O, C2H4O3, C2H5NO; GFN2-xTB) six
 #: were higher above the window: four of them ended above it, and two, which had atoms on one another, within.
 MARGIN = 1.0
@@ -41,6 +45,8 @@ class Entry:
         That of its end as minima are ranked.
     bonds : str
         Bonding graph of the sampled structure, where it was looked at and then relaxed.
+    relaxed : bool
+        It was relaxed to its minimum.
     """
 
     number: int
@@ -49,6 +55,7 @@ class Entry:
     minimum: int | None = None
     energy: float = inf
     bonds: str = ""
+    relaxed: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,20 @@ class Familiarity:
         graph was not known: ((f1 + p) / (n + 1)) / p. So a graph that always ends in the same minimum is relaxed some
         sqrt(2 N) times in N samples, and one with many conformers as long as it brings new ones.
         """
-        return (self.only.get(bonds, 0) / self.chance + 1) / (self.relaxed.get(bonds, 0) + 1)
+        return _interest(self.only.get(bonds, 0), self.relaxed.get(bonds, 0), self.chance)
+
+
+def _interest(only: int, relaxed: int, chance: float) -> float:
+    return (only / chance + 1) / (relaxed + 1)
+
+
+@dataclass
+class _Met:
+    """A minimum: the trial that met it first, the energy of its end, and how many trials were relaxed to it."""
+
+    first: int
+    energy: float
+    relaxed: int = 0
 
 
 class Ledger:
@@ -112,6 +132,11 @@ class Ledger:
         # Samples whose bonds had never been relaxed before: how many, and how many of them met a new minimum.
         self._unknown = self._unknown_new = 0
         self._later: list[Entry] = []
+        self._met: dict[int, _Met] = {}
+        self._rate = GoingRate()
+        self._dull = GoingRate(cost=_COST / DULL_CHANCE)
+        # Relaxations that came to a minimum, and what they have cost.
+        self._ends, self._cost_of_ends = 1, _COST
         self.idle_generations, self._generation, self._spent_in_generation = 0, 0, 0
         # It depends on the trials alone, not on when it is asked for: so a search that was interrupted learns the same.
         self.lesson, self._next_lesson = 0, FIRST_LESSON
@@ -136,6 +161,7 @@ class Ledger:
         self.trials[entry.regime] += 1
         self.force_calls[entry.regime] += entry.force_calls
         new = entry.minimum is not None and entry.minimum not in self._hits
+        self._appraise(entry)
         if entry.bonds:
             if entry.bonds not in self._relaxed:
                 self._unknown += 1
@@ -154,6 +180,28 @@ class Ledger:
             self.lesson, self._next_lesson = entry.number + 1, int(MORE * spent)
             self.lesson_minima = sorted(self.known_minima())
 
+    def _appraise(self, entry: Entry) -> None:
+        """Note what the trial was worth, before it is known otherwise."""
+        found = 0.0
+        if entry.minimum is not None and entry.relaxed:
+            met = self._met.setdefault(entry.minimum, _Met(entry.number, entry.energy))
+            if entry.energy <= self._highest:
+                found = chance_of_another(met.relaxed)
+            met.relaxed += 1
+            self._ends, self._cost_of_ends = self._ends + 1, self._cost_of_ends + entry.force_calls
+        self._rate.enter(entry.force_calls + SAMPLING, found)
+        relaxed = self._relaxed.get(entry.bonds, 0)
+        if relaxed and _interest(self._only_with(entry.bonds), relaxed, self._chance) < DULL:
+            self._dull.enter(entry.force_calls, found)
+
+    def worth(self, waiting: int) -> Worth:
+        """What is worth a relaxation although it looks known, where so many trials are decided on at once."""
+        inside = {index: met for index, met in self._met.items() if met.energy <= self._highest}
+        relaxed = {met.first: met.relaxed for met in inside.values()}
+        hits = {met.first: self._hits[index] for index, met in inside.items()}
+        cost, trials = self._cost_of_ends / self._ends, sum(self.trials.values())
+        return worth(self._rate.value, cost, self._dull.value, relaxed, hits, trials, waiting)
+
     def known_minima(self) -> list[int]:
         """Trials that first met the minima within the window, lowest first."""
         return [number for energy, number in self._minima if energy <= self._highest]
@@ -167,12 +215,17 @@ class Ledger:
 
     def familiarity(self) -> "Familiarity":
         """What is known of the bonding graphs now; it does not change when more is known."""
-        only = {
-            bonds: sum(self._only[minimum].energy <= self._highest for minimum in minima)
-            for bonds, minima in self._only_of_bonds.items()
-            if minima
-        }
-        return Familiarity(dict(self._relaxed), only, (self._unknown_new + 1) / (self._unknown + 3))
+        only = {bonds: self._only_with(bonds) for bonds, minima in self._only_of_bonds.items() if minima}
+        return Familiarity(dict(self._relaxed), only, self._chance)
+
+    def _only_with(self, bonds: str) -> int:
+        """Of the samples with these bonds, those that are the only hit of a minimum within the window."""
+        return sum(self._only[minimum].energy <= self._highest for minimum in self._only_of_bonds.get(bonds, ()))
+
+    @property
+    def _chance(self) -> float:
+        """Of a new minimum in a sample whose bonds were never relaxed before."""
+        return (self._unknown_new + 1) / (self._unknown + 3)
 
     @property
     def _highest(self) -> float:

@@ -58,7 +58,8 @@ class Trial:
     converged : bool
         The largest force at the end is below fmax.
     known : int or None
-        Trial whose end the sampled structure, or one on its way to a minimum, looks like; it was not relaxed further.
+        Trial whose end the sampled structure, or one on its way to a minimum, looks like. It was not relaxed further,
+        or where it ended in a minimum, all the same.
     reason : str
         Why it ended so, in words; empty for a minimum.
     regime : str
@@ -130,6 +131,8 @@ class Trial:
         That is the structure, its energy (eV), its forces (N, 3) in eV/Å and its stress (6,) in eV/Å3.
         """
         self.ended, self.reason, self.converged = ended, reason, converged
+        if ended not in (Ended.KNOWN, Ended.HEADING, Ended.MINIMUM):
+            self.known = None
         end = self.sampled() if atoms is None else atoms.copy()
         if energy is not None and np.isfinite(energy):
             end.calc = SinglePointCalculator(end, energy=float(energy), forces=forces, stress=stress)

@@ -6,9 +6,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_gss import GenerativeRSS
 from ase_gss.coupling import Diffusion
+from ase_gss.ledger import Ledger
 from ase_gss.memory import Memory
 from ase_gss.minima import Comparison
 from ase_gss.trial import Ended
+from ase_gss.worth import Worth
 
 
 def test_a_rough_copy_is_recalled_and_another_isomer_is_not():
@@ -54,3 +56,29 @@ def test_known_minima_cost_no_calls_count_as_hits_and_survive_a_restart(tmp_path
     assert again.force_calls == calls
     assert again.dried_up
     assert again.trials == 48 + 320 + 48  # what is idle counts over both runs: twenty generations, and three begun
+
+
+def test_a_lookalike_that_is_worth_it_is_relaxed_and_counts_once(tmp_path, monkeypatch):
+    from conftest import GaussianScore, Harmonic
+
+    monkeypatch.setattr(Ledger, "worth", lambda self, waiting: Worth({0: 0.5}))
+    places = molecule("H2O").positions
+    keywords = {"calculator": Harmonic(places), "score": GaussianScore(places, spread=0.02)}
+
+    def searched(database, *parts):
+        for trials in parts:
+            search = GenerativeRSS("H2O", **keywords, database=tmp_path / database)
+            search.run(trials=trials)
+        return search
+
+    whole, resumed = searched("whole.db", 160), searched("resumed.db", 70, 101, 160)
+    told = [
+        sorted((r.number, r.ended, r.force_calls, r.known or 0) for r in s.archive.records) for s in (whole, resumed)
+    ]
+    assert told[0] == told[1]
+    alike = [record for record in whole.archive.records if record.known == 0]
+    relaxed = [record for record in alike if record.ended is Ended.MINIMUM]
+    assert 0.2 < len(relaxed) / len(alike) < 0.8
+    assert all(record.force_calls for record in relaxed)
+    met = sum(record.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING) for record in whole.archive.records)
+    assert sum(whole.hits) == sum(resumed.hits) == met
