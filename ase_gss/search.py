@@ -90,8 +90,8 @@ class GenerativeRSS:
     recognise : bool
         End a sampled structure without a force call where it looks like a minimum of an earlier generation, and a
         molecule's relaxation where it comes close to one; that counts as a hit. Leave molecules, too, whose bonds
-        promise nothing new. An adaptive search leaves both only as long as others promise more for a force call. What is
-        in pieces is given up in any case.
+        promise nothing new. An adaptive search relaxes both once they promise as much as it has brought of late. What
+        is in pieces is given up in any case.
     mirror_images_are_one : bool
         Count a structure and its mirror image once.
     refine : bool
