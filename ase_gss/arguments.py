@@ -107,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
     refine.add_argument("-c", "--calculator", help="needed for a search in Python with a calculator object")
     refine.add_argument("--fmax", type=float, default=0.005, help="largest force, eV/Å (default: %(default)s)")
     refine.add_argument("--verify", choices=["hessian"], help="check each minimum for imaginary modes, too")
+    refine.add_argument(
+        "--every-end", action="store_true", help="all ends, not one of each minimum: shows soft conformers"
+    )
     refine.add_argument("--top", type=_positive, default=20, help="rows of the table (default: %(default)s)")
 
     train = commands.add_parser("train", help="train a score, or forces")

@@ -160,7 +160,7 @@ def _search(options: argparse.Namespace) -> int:
         name = search.archive.name
         print(f"All trials are in {name}; only the minima: ase gui '{name}@minimum>0'")
     if search.dried_up:
-        print("The search has ended early: twenty generations in a row brought nothing worth a force call.")
+        print("The search has ended early: generation after generation, all that was sampled looked known.")
     if message:
         print(message, file=sys.stderr)
     return status
@@ -239,7 +239,7 @@ def _refine(options: argparse.Namespace) -> int:
     from ase_gss.search import GenerativeRSS
 
     search = GenerativeRSS.resumed(options.database, options.calculator, options.verify)
-    print(ranking_table(search.refine_minima(fmax=options.fmax), options.top))
+    print(ranking_table(search.refine_minima(fmax=options.fmax, every_end=options.every_end), options.top))
     print()
     print(summary_text(summary(search.archive)))
     return 0

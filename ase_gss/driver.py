@@ -18,7 +18,7 @@ from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
 from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
-from ase_gss.worth import Worth
+from ase_gss.worth import SecondLooks
 
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
@@ -42,7 +42,7 @@ class Driver:
     crew : Runner
         Who does the work.
     recognise : bool
-        End a sampled structure that looks like a known minimum.
+        End a sampled structure that looks like a known minimum, unless it is worth a second look.
     failure_limit : float
         Share of failed trials above which the search stops.
     written : callable
@@ -174,13 +174,13 @@ class Driver:
                 return
             familiarity = self.found.ledger.familiarity()
             adaptive = len(self.plan.regimes) > 1 and self.plan.system.knows_bonds
-            worth = self.found.ledger.worth(LAG * GENERATION) if adaptive else Worth()
+            second_looks = self.found.ledger.second_looks(LAG * GENERATION) if adaptive else SecondLooks()
             begun = self.plan.begin_generation(index, numbers, self.found.ledger, self.archive.atoms_of)
             ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
             lesson = self._lessons.for_trials(begun)
-            self._open.append(Generation(index, by_number, unsampled, ready, familiarity, worth, lesson))
+            self._open.append(Generation(index, by_number, unsampled, ready, familiarity, second_looks, lesson))
             self._open.sort(key=lambda generation: generation.index)
 
     def _next_job(self, max_calls: int | None) -> Job | None:
@@ -242,9 +242,7 @@ class Driver:
 
     def _known_ends(self, generation: Generation) -> KnownEnds | None:
         """What relaxations of this generation may be recognised to head for."""
-        if not self.recognise:
-            return None
-        return self.found.memory.first_ends(generation.known_before, frozenset(generation.worth.repeats))
+        return self.found.memory.first_ends(generation.known_before) if self.recognise else None
 
     def _collect(self) -> None:
         """Take what the crew has done."""
@@ -307,15 +305,20 @@ class Driver:
             generation.unsampled.append(trial.number)
 
     def _recognise(self, trial: Trial, generation: Generation) -> None:
-        """End a sampled structure that looks like a known minimum, or has bonds that have nothing new to give."""
+        """End a sampled structure that looks like a known minimum, or has bonds that have nothing new to give.
+
+        Unless it is worth a second look.
+        """
         if not self.recognise or not trial.score_calls:
             return
         before = generation.known_before
         trial.known, trial.bonds = self.found.memory.look_at(trial.sampled(), before)
         if trial.known is not None:
-            if trial.walk.rng.random() >= generation.worth.repeats.get(trial.known, 0.0):
+            if trial.walk.rng.random() >= generation.second_looks.repeats.get(trial.known, 0.0):
                 trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
-        elif self.plan.system.knows_bonds and not generation.worth.dull:
+            else:
+                trial.bonds = ""  # what comes of a lookalike says nothing of others with its bonds
+        elif self.plan.system.knows_bonds and not generation.second_looks.dull:
             interest = generation.familiarity.interest(trial.bonds)
             if trial.walk.rng.random() > interest:
                 trial.end(Ended.FAMILIAR, "its bonds are those of samples that were relaxed before")

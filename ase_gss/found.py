@@ -63,11 +63,12 @@ class Found:
                 # Described once: the memory compares by the same fingerprint, only without its energy.
                 self.memory.remember_described(self.minima.described(index), record.number)
             energy = self.minima.described(index).ranking_energy
-        elif record.ended in (Ended.KNOWN, Ended.HEADING):
+        elif record.known is not None:
             index = self._minimum_of[record.known]
             self.minima.hit(index)
-        # A sample in pieces has cost no call: it was not relaxed either. And a lookalike says nothing of its bonds.
+        # A sample in pieces has cost no call: it was not relaxed either.
         relaxed = record.force_calls > 0 and record.ended not in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET)
-        bonds = record.bonds if relaxed and (record.known is None or record.ended is Ended.HEADING) else ""
-        to_minimum = record.ended is Ended.MINIMUM
-        self.ledger.enter(Entry(record.number, record.regime, record.force_calls, index, energy, bonds, to_minimum))
+        bonds, came = record.bonds if relaxed else "", record.ended is Ended.MINIMUM
+        lookalike = came and record.known is not None
+        spent = record.regime, record.force_calls
+        self.ledger.enter(Entry(record.number, *spent, index, energy, bonds, came, lookalike))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ase_gss.ledger import GENERATION, Familiarity
 from ase_gss.lesson import Lesson
 from ase_gss.trial import Trial
-from ase_gss.worth import Worth
+from ase_gss.worth import SecondLooks
 
 #: Generation m knows what the generations up to m - LAG have found and nothing else: then a trial depends neither on
 #: the number of workers nor on where a search was stopped, and so many generations may be under way at once.
@@ -33,8 +33,8 @@ class Generation:
         Numbers of those that wait for the hand-off.
     familiarity : Familiarity
         What this generation knows of bonding graphs.
-    worth : Worth
-        What it takes although it looks known.
+    second_looks : SecondLooks
+        What it relaxes although it looks known.
     lesson : Lesson, optional
         Without which some of its trials cannot be sampled.
     alone : set of int
@@ -46,7 +46,7 @@ class Generation:
     unsampled: list[int]
     ready: list[int]
     familiarity: Familiarity
-    worth: Worth
+    second_looks: SecondLooks
     lesson: Lesson | None = None
     alone: set[int] = field(default_factory=set)
 

@@ -34,6 +34,8 @@ class GivingUp:
         What may be recognised; by default nothing.
     ceiling : float
         Energy (eV) above which what has been settled with learned forces is worth no further call.
+    spared : int, optional
+        Trial whose end is not recognised: the structure has looked like it from the beginning.
 
     Attributes
     ----------
@@ -45,11 +47,13 @@ class GivingUp:
         Why it was given up; empty as long as it is not.
     """
 
-    def __init__(self, sampled: bool, known: KnownEnds | None = None, ceiling: float = inf) -> None:
+    def __init__(
+        self, sampled: bool, known: KnownEnds | None = None, ceiling: float = inf, spared: int | None = None
+    ) -> None:
         self.recognised: int | None = None
         self.reason = ""
         self.too_high = False
-        self._sampled, self._known, self._ceiling = sampled, known, ceiling
+        self._sampled, self._known, self._ceiling, self._spared = sampled, known, ceiling, spared
         self._looks = 0
 
     def __call__(self, atoms: Atoms) -> str | None:
@@ -59,7 +63,7 @@ class GivingUp:
             self.reason = reason
         elif called and self._ceiling < inf and (energy := atoms.get_potential_energy()) > self._ceiling:
             self.too_high, self.reason = True, f"{energy - self._ceiling:.1f} eV too high to be looked for"
-        elif self._known is not None and step and (known := self._known.recall(atoms)) is not None:
+        elif self._known is not None and step and (known := self._known.recall(atoms)) not in (None, self._spared):
             self.recognised, self.reason = known, f"heads for the end of trial {known}"
         return self.reason or None
 

@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import inf
 
-from ase_gss.worth import DULL, DULL_CHANCE, SAMPLING, GoingRate, Worth, chance_of_another, worth
+from ase_gss.worth import DULL, DULL_CHANCE, SAMPLING, GoingRate, SecondLooks, chance_of_another, second_looks
 
 #: Generation m is the trials from m times this number on; they go through the sampler together.
 GENERATION = 16
@@ -45,8 +45,10 @@ class Entry:
         That of its end as minima are ranked.
     bonds : str
         Bonding graph of the sampled structure, where it was looked at and then relaxed.
-    relaxed : bool
+    came : bool
         It was relaxed to its minimum.
+    lookalike : bool
+        So it was although it looked like a known one.
     """
 
     number: int
@@ -55,7 +57,8 @@ class Entry:
     minimum: int | None = None
     energy: float = inf
     bonds: str = ""
-    relaxed: bool = True
+    came: bool = True
+    lookalike: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,11 @@ def _interest(only: int, relaxed: int, chance: float) -> float:
 
 @dataclass
 class _Met:
-    """A minimum: the trial that met it first, the energy of its end, and how many trials were relaxed to it."""
+    """A minimum: the trial that met it first, the energy of its end, and how many relaxations came to it."""
 
     first: int
     energy: float
-    relaxed: int = 0
+    came: int = 0
 
 
 class Ledger:
@@ -110,9 +113,10 @@ class Ledger:
     Attributes
     ----------
     trials, force_calls : dict
-        Of each regime, trials and force calls.
+        Of each regime, trials and force calls, but for those of second looks.
     idle_generations : int
-        So many generations have ended, one after the other, without anything that was worth a force call.
+        So many generations have ended, one after the other, without anything that was worth a force call, or with
+        second looks only.
     lesson : int
         A search that learns has learned from the trials below this number; 0 before its first lesson.
     lesson_minima : list of int
@@ -137,7 +141,7 @@ class Ledger:
         self._dull = GoingRate(cost=_COST / DULL_CHANCE)
         # Relaxations that came to a minimum, and what they have cost.
         self._ends, self._cost_of_ends = 1, _COST
-        self.idle_generations, self._generation, self._spent_in_generation = 0, 0, 0
+        self.idle_generations, self._generation, self._spent, self._spent_in_generation = 0, 0, 0, 0
         # It depends on the trials alone, not on when it is asked for: so a search that was interrupted learns the same.
         self.lesson, self._next_lesson = 0, FIRST_LESSON
         self.lesson_minima: list[int] = []
@@ -157,9 +161,11 @@ class Ledger:
         if entry.number // GENERATION > self._generation:
             self.idle_generations = 0 if self._spent_in_generation else self.idle_generations + 1
             self._generation, self._spent_in_generation = entry.number // GENERATION, 0
-        self._spent_in_generation += entry.force_calls
+        self._spent += entry.force_calls
         self.trials[entry.regime] += 1
-        self.force_calls[entry.regime] += entry.force_calls
+        if not entry.lookalike:  # a second look is no regime's doing, and no sign that there is something new
+            self._spent_in_generation += entry.force_calls
+            self.force_calls[entry.regime] += entry.force_calls
         new = entry.minimum is not None and entry.minimum not in self._hits
         self._appraise(entry)
         if entry.bonds:
@@ -175,32 +181,31 @@ class Ledger:
                 self._only_of_bonds[entry.bonds].add(entry.minimum)
             elif (only := self._only.pop(entry.minimum, None)) is not None:
                 self._only_of_bonds[only.bonds].discard(entry.minimum)
-        spent = sum(self.force_calls.values())
-        if spent >= self._next_lesson and self._minima:
-            self.lesson, self._next_lesson = entry.number + 1, int(MORE * spent)
+        if self._spent >= self._next_lesson and self._minima:
+            self.lesson, self._next_lesson = entry.number + 1, int(MORE * self._spent)
             self.lesson_minima = sorted(self.known_minima())
 
     def _appraise(self, entry: Entry) -> None:
         """Note what the trial was worth, before it is known otherwise."""
         found = 0.0
-        if entry.minimum is not None and entry.relaxed:
+        if entry.minimum is not None and entry.came:
             met = self._met.setdefault(entry.minimum, _Met(entry.number, entry.energy))
             if entry.energy <= self._highest:
-                found = chance_of_another(met.relaxed)
-            met.relaxed += 1
+                found = chance_of_another(met.came)
+            met.came += 1
             self._ends, self._cost_of_ends = self._ends + 1, self._cost_of_ends + entry.force_calls
         self._rate.enter(entry.force_calls + SAMPLING, found)
         relaxed = self._relaxed.get(entry.bonds, 0)
         if relaxed and _interest(self._only_with(entry.bonds), relaxed, self._chance) < DULL:
             self._dull.enter(entry.force_calls, found)
 
-    def worth(self, waiting: int) -> Worth:
+    def second_looks(self, waiting: int) -> SecondLooks:
         """What is worth a relaxation although it looks known, where so many trials are decided on at once."""
         inside = {index: met for index, met in self._met.items() if met.energy <= self._highest}
-        relaxed = {met.first: met.relaxed for met in inside.values()}
+        came = {met.first: met.came for met in inside.values()}
         hits = {met.first: self._hits[index] for index, met in inside.items()}
         cost, trials = self._cost_of_ends / self._ends, sum(self.trials.values())
-        return worth(self._rate.value, cost, self._dull.value, relaxed, hits, trials, waiting)
+        return second_looks(self._rate.value, cost, self._dull.value, came, hits, trials, waiting)
 
     def known_minima(self) -> list[int]:
         """Trials that first met the minima within the window, lowest first."""

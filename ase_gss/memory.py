@@ -32,19 +32,15 @@ class KnownEnds:
         They, by trial number, and perhaps some more.
     below : int
         Only trials with a smaller number count.
-    wanted : frozenset of int
-        Those of them that are worth further relaxations.
     """
 
     ends: "FirstEnds"
     below: int
-    wanted: frozenset[int] = frozenset()
 
     def recall(self, atoms: Atoms) -> int | None:
         """The trial whose end these atoms are about to come to, None where there is none."""
         nearest = self.ends.nearest
-        known = nearest.find(nearest.comparison.describe(atoms, 0.0), self.below)
-        return None if known in self.wanted else known
+        return nearest.find(nearest.comparison.describe(atoms, 0.0), self.below)
 
 
 class FirstEnds:
@@ -106,12 +102,9 @@ class Memory:
         if self._first is not None:
             self._first.add(trial, end)
 
-    def first_ends(self, before: int, wanted: frozenset[int] = frozenset()) -> KnownEnds | None:
-        """What relaxations of molecules may be recognised by; None: by nothing.
-
-        These are the ends of trials below `before`, but for those that are `wanted` again.
-        """
-        return None if self._first is None else KnownEnds(self._first, before, wanted)
+    def first_ends(self, before: int) -> KnownEnds | None:
+        """What relaxations of molecules may be recognised by, of the trials below `before`; None: by nothing."""
+        return None if self._first is None else KnownEnds(self._first, before)
 
     def recall(self, sampled: Atoms, before: int) -> int | None:
         """The trial with a number below `before` whose end this structure looks most like, None where there is none."""

@@ -1,7 +1,10 @@
 """Tight relaxation of the distinct minima: what falls together is merged, what is no minimum is dropped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import accumulate
+
+from ase import Atoms
 
 from ase_gss.archive import Archive, Refined
 from ase_gss.forces import CountedCalculator
@@ -20,8 +23,9 @@ def refine(
     fmax: float = 0.005,
     max_steps: int = 300,
     verify: bool = False,
+    every_end: bool = False,
 ) -> None:
-    """Relax the representative of every minimum to `fmax` and write it to the archive.
+    """Relax the representative of every minimum to `fmax`, or every end, and write it to the archive.
 
     Those already there, to the same fmax or a smaller one, are not relaxed again, so an interrupted refinement goes on
     where it stopped. One that failed keeps the form it was found in and is tried again the next time.
@@ -42,10 +46,11 @@ def refine(
         Optimizer steps for each.
     verify : bool
         Check each for imaginary modes; a saddle point is pushed off along its mode and relaxed again. For molecules.
+    every_end : bool
+        The ends of all trials that came to a minimum: the comparison of a search takes some for one that are two.
     """
     relax = partial(system.relax, refining=True, fmax=fmax, max_steps=max_steps)
-    for atoms in minima.ranked():
-        number = atoms.info["trial"]
+    for number, atoms in _to_refine(minima, archive, every_end):
         earlier = archive.refined.get(number)
         if earlier is not None and earlier.fmax <= fmax and (earlier.verified or not verify):
             continue
@@ -66,6 +71,15 @@ def refine(
         archive.append_refined(Refined(number, outcome.frozen(end), ended, reason, fmax, verify, *spent))
 
 
+def _to_refine(minima: MinimaList, archive: Archive, every_end: bool) -> Iterator[tuple[int, Atoms]]:
+    representatives = {atoms.info["trial"]: atoms for atoms in minima.ranked()}
+    yield from representatives.items()
+    if every_end:
+        for number in sorted(record.number for record in archive.records if record.ended is Ended.MINIMUM):
+            if number not in representatives:
+                yield number, archive.atoms_of(number)
+
+
 def _judge(outcome: Relaxation) -> Ended:
     if outcome.failed:
         return Ended.CALCULATOR
@@ -73,22 +87,31 @@ def _judge(outcome: Relaxation) -> Ended:
 
 
 def refined_minima(minima: MinimaList, archive: Archive) -> MinimaList:
-    """The list with each minimum in its refined form where there is one, and with those that now are one merged."""
+    """The list with each minimum in its refined form where there is one, and with those that now are one merged.
+
+    Other ends that have been refined stand for themselves: what they are to tell from is a minimum of its own.
+    """
     if not archive.refined:
         return minima
-    representatives = sorted(minima.ranked(), key=lambda atoms: atoms.info["first_call"])
-    complete = all(atoms.info["trial"] in archive.refined for atoms in representatives)
-    merged = MinimaList(comparison_of(archive.metadata.get("settings", {}), refined=complete))
-    for atoms in representatives:
-        refined = archive.refined.get(atoms.info["trial"])
+    entries = []
+    representatives = {atoms.info["trial"]: atoms for atoms in minima.ranked()}
+    of_index = {minima.find(atoms, atoms.get_potential_energy()): number for number, atoms in representatives.items()}
+    hits = {number: atoms.info["hits"] for number, atoms in representatives.items()}
+    records = sorted(archive.records, key=lambda record: record.number)
+    calls = dict(zip((r.number for r in records), accumulate(r.force_calls for r in records), strict=True))
+    for number, refined in archive.refined.items():
+        if number not in representatives and refined.ended is Ended.MINIMUM:
+            end = archive.atoms_of(number)
+            if (own := of_index.get(minima.find(end, end.get_potential_energy()))) is not None:
+                hits[own] -= 1
+            entries.append((calls[number], refined.atoms, number, 1, number))
+    for number, atoms in representatives.items():
+        refined = archive.refined.get(number)
         if refined is None or refined.ended is Ended.MINIMUM:
             end, info = (atoms if refined is None else refined.atoms), atoms.info
-            merged.add(
-                end,
-                end.get_potential_energy(),
-                info["trial"],
-                info["first_call"],
-                hits=info["hits"],
-                first_trial=info["first_trial"],
-            )
+            entries.append((info["first_call"], end, number, hits[number], info["first_trial"]))
+    complete = all(number in archive.refined for number in representatives)
+    merged = MinimaList(comparison_of(archive.metadata.get("settings", {}), refined=complete))
+    for first_call, end, number, n_hits, first_trial in sorted(entries, key=lambda entry: (entry[0], entry[2])):
+        merged.add(end, end.get_potential_energy(), number, first_call, hits=n_hits, first_trial=first_trial)
     return merged

@@ -324,7 +324,7 @@ class GenerativeRSS:
         Returns
         -------
         list of Atoms
-            `minima`. It ends early after 20 generations, an adaptive search after 60, without a force call.
+            `minima`. It ends early after 20 generations, an adaptive search after 60, in which all looked known.
 
         Raises
         ------
@@ -368,10 +368,10 @@ class GenerativeRSS:
         if self._driver is not None:
             self._driver.stop()
 
-    def refine_minima(self, fmax: float = 0.005, max_steps: int = 300) -> list[Atoms]:
-        """Relax the distinct minima to `fmax` (eV/Å) and merge what falls together.
+    def refine_minima(self, fmax: float = 0.005, max_steps: int = 300, every_end: bool = False) -> list[Atoms]:
+        """Relax the distinct minima, or the ends of all trials, to `fmax` (eV/Å) and merge what falls together.
 
-        Those refined before are not repeated. The calls are counted apart.
+        Those refined before are not repeated. The calls are counted apart. See :func:`ase_gss.refine.refine`.
         """
         try:
             refine(
@@ -382,6 +382,7 @@ class GenerativeRSS:
                 fmax=fmax,
                 max_steps=max_steps,
                 verify=self.verify is not None,
+                every_end=every_end,
             )
         finally:
             self._write_totals()

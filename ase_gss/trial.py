@@ -58,8 +58,8 @@ class Trial:
     converged : bool
         The largest force at the end is below fmax.
     known : int or None
-        Trial whose end the sampled structure, or one on its way to a minimum, looks like. It was not relaxed further,
-        or where it ended in a minimum, all the same.
+        Trial whose end the sampled structure, or one on its way to a minimum, looks like. A trial that ended in a
+        minimum was relaxed although it looked so; of the others only those have it that ended for it.
     reason : str
         Why it ended so, in words; empty for a minimum.
     regime : str

@@ -118,7 +118,7 @@ class End:
     """How one trial of a run, or one relaxation of a peer, ended.
 
     `calls` are those of the whole run so far; `atoms` may be None where it is no minimum; `known` is the trial whose
-    end it was recognised as, without relaxation.
+    end it was recognised as, without relaxation unless it is a minimum.
     """
 
     number: int

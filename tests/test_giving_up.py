@@ -78,6 +78,12 @@ def test_a_relaxation_that_heads_for_a_known_end_is_cut_short():
     assert np.isfinite(outcome.energy)
 
 
+def test_what_has_looked_like_it_from_the_beginning_is_relaxed_all_the_same():
+    system, atoms = Molecule(molecule("H2O").numbers), bent_water()
+    outcome = system.relax(atoms, giving_up=GivingUp(sampled=True, known=known_water(), spared=7), optimizer="FIRE")
+    assert outcome.converged
+
+
 def test_what_is_too_high_costs_one_force_call_and_what_is_not_is_relaxed():
     system, atoms = Molecule(molecule("H2O").numbers), bent_water()
     giving_up = GivingUp(sampled=True, ceiling=-1.0)

@@ -10,7 +10,7 @@ from ase_gss.ledger import Ledger
 from ase_gss.memory import Memory
 from ase_gss.minima import Comparison
 from ase_gss.trial import Ended
-from ase_gss.worth import Worth
+from ase_gss.worth import SecondLooks
 
 
 def test_a_rough_copy_is_recalled_and_another_isomer_is_not():
@@ -61,7 +61,7 @@ def test_known_minima_cost_no_calls_count_as_hits_and_survive_a_restart(tmp_path
 def test_a_lookalike_that_is_worth_it_is_relaxed_and_counts_once(tmp_path, monkeypatch):
     from conftest import GaussianScore, Harmonic
 
-    monkeypatch.setattr(Ledger, "worth", lambda self, waiting: Worth({0: 0.5}))
+    monkeypatch.setattr(Ledger, "second_looks", lambda self, waiting: SecondLooks({0: 0.5}))
     places = molecule("H2O").positions
     keywords = {"calculator": Harmonic(places), "score": GaussianScore(places, spread=0.02)}
 
@@ -73,7 +73,8 @@ def test_a_lookalike_that_is_worth_it_is_relaxed_and_counts_once(tmp_path, monke
 
     whole, resumed = searched("whole.db", 160), searched("resumed.db", 70, 101, 160)
     told = [
-        sorted((r.number, r.ended, r.force_calls, r.known or 0) for r in s.archive.records) for s in (whole, resumed)
+        sorted((r.number, r.ended, r.force_calls, -1 if r.known is None else r.known) for r in s.archive.records)
+        for s in (whole, resumed)
     ]
     assert told[0] == told[1]
     alike = [record for record in whole.archive.records if record.known == 0]

@@ -5,6 +5,8 @@ import sqlite3
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import molecule
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
 from ase.db import connect
 from conftest import GaussianScore
@@ -242,6 +244,38 @@ def test_own_starts_are_taken_in_turn():
     a.pbc = True
     with pytest.raises(InputError, match="periodic"):
         rss(formula="Ar2", starts=[a])
+
+
+class TwoWells(Calculator):
+    """Springs to two places, the nearer one."""
+
+    implemented_properties = ["energy", "forces"]
+    places = np.array([molecule("H2O").positions, 1.05 * molecule("H2O").positions])
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        well = min((0, 1), key=lambda k: np.abs(self.atoms.positions - self.places[k]).sum())
+        away = self.atoms.positions - self.places[well]
+        self.results = {"energy": 0.02 * well + 0.5 * np.sum(away**2), "forces": -away}
+
+
+def test_minima_that_a_search_takes_for_one_are_two_once_every_end_is_refined(tmp_path):
+    starts = [Atoms("OH2", positions=places) for places in TwoWells.places]
+    path, keywords = tmp_path / "x.db", {"coupling": "rss", "starts": starts, "sigma_start": 1e-3}
+    search = GenerativeRSS("H2O", TwoWells(), database=path, **keywords)
+    search.run(trials=5)
+    assert search.hits == [5]
+    search.refine_minima()
+    assert search.hits == [5]
+    calls = search.refinement_calls
+    minima = search.refine_minima(every_end=True)
+    assert search.refinement_calls > calls
+    assert [atoms.get_potential_energy() for atoms in minima] == pytest.approx([0.0, 0.02], abs=1e-4)
+    assert [atoms.info["hits"] for atoms in minima] == [3, 2]
+    assert [atoms.info["first_trial"] for atoms in minima] == [0, 1]
+    again = GenerativeRSS.resumed(path, TwoWells())
+    assert again.hits == [3, 2]
+    assert {row.minimum for row in connect(path).select("minimum>0")} == {1, 2}
 
 
 def test_refinement_is_counted_apart_and_not_repeated(tmp_path):

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_gss.ledger import Entry, Ledger
-from ase_gss.worth import GoingRate, chance_of_another, worth
+from ase_gss.worth import GoingRate, chance_of_another, second_looks
 
 COUNTS = st.dictionaries(st.integers(0, 50), st.integers(1, 40), min_size=1)
 
 
-def what_is_worth(rate, relaxed, dull=0.0, met=None):
-    return worth(rate, 10.0, dull, relaxed, met or dict.fromkeys(relaxed, 40), trials=1000, waiting=48)
+def what_is_worth(rate, came, dull=0.0, hits=None):
+    return second_looks(rate, 10.0, dull, came, hits or dict.fromkeys(came, 40), trials=1000, waiting=48)
 
 
 @given(COUNTS, st.floats(1e-6, 1.0))
@@ -29,7 +29,7 @@ def test_the_less_a_search_brings_the_more_it_takes(relaxed, a, b):
 
 
 def test_of_a_minimum_that_is_often_met_a_smaller_share_is_taken():
-    share = what_is_worth(1e-3, {0: 1, 1: 1}, met={0: 1, 1: 900}).repeats
+    share = what_is_worth(1e-3, {0: 1, 1: 1}, hits={0: 1, 1: 900}).repeats
     assert share[1] < 0.5 < share[0]
 
 
@@ -47,7 +47,7 @@ def ledger_of(n_idle: int) -> Ledger:
     """Twenty minima, each met twice, then samples that look known and cost nothing."""
     ledger = Ledger(5.0)
     entries = [Entry(n, "A", 10, minimum=n % 20, energy=0.1 * (n % 20), bonds="x") for n in range(40)]
-    entries += [Entry(40 + n, "A", 0, minimum=n % 20, energy=0.0, relaxed=False) for n in range(n_idle)]
+    entries += [Entry(40 + n, "A", 0, minimum=n % 20, energy=0.0, came=False) for n in range(n_idle)]
     for entry in entries:
         ledger.enter(entry)
     ledger.advance(before=10**9)
@@ -55,8 +55,8 @@ def ledger_of(n_idle: int) -> Ledger:
 
 
 def test_a_search_that_meets_only_what_is_known_begins_to_look_closer():
-    assert not ledger_of(0).worth(48).repeats
-    late = ledger_of(40_000).worth(48)
+    assert not ledger_of(0).second_looks(48).repeats
+    late = ledger_of(40_000).second_looks(48)
     assert set(late.repeats) == set(range(20))
     assert late.dull
 
@@ -65,4 +65,15 @@ def test_minima_above_the_window_are_not_looked_at_again():
     ledger = ledger_of(40_000)
     ledger.enter(Entry(50_000, "A", 10, minimum=20, energy=9.0))
     ledger.advance(before=10**9)
-    assert 50_000 not in ledger.worth(48).repeats
+    assert 50_000 not in ledger.second_looks(48).repeats
+
+
+def test_second_looks_are_no_regimes_doing_and_no_sign_of_life():
+    ledger = ledger_of(0)
+    calls, idle = dict(ledger.force_calls), ledger.idle_generations
+    for n in range(160):
+        ledger.enter(Entry(1000 + n, "A", 8 * (n % 4 == 0), minimum=n % 20, energy=0.0, lookalike=n % 4 == 0))
+    ledger.advance(before=10**9)
+    assert ledger.force_calls == calls
+    assert ledger.idle_generations >= idle + 9
+    assert ledger.lesson  # but they are force calls, from which a search learns
