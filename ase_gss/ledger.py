@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import inf
 
-from ase_gss.worth import DULL, DULL_CHANCE, SAMPLING, GoingRate, SecondLooks, chance_of_another, second_looks
+from ase_gss.worth import DULL, DULL_CHANCE, SAMPLING_ON, GoingRate, SecondLooks, chance_of_another, second_looks
 
 #: Generation m is the trials from m times this number on; they go through the sampler together.
 GENERATION = 16
@@ -194,7 +194,7 @@ class Ledger:
                 found = chance_of_another(met.came)
             met.came += 1
             self._ends, self._cost_of_ends = self._ends + 1, self._cost_of_ends + entry.force_calls
-        self._rate.enter(entry.force_calls + SAMPLING, found)
+        self._rate.enter(entry.force_calls + SAMPLING_ON, found)
         relaxed = self._relaxed.get(entry.bonds, 0)
         if relaxed and _interest(self._only_with(entry.bonds), relaxed, self._chance) < DULL:
             self._dull.enter(entry.force_calls, found)
