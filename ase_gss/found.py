@@ -30,6 +30,8 @@ class Found:
         Structures that need not be relaxed again.
     ledger : Ledger
         What each way to make a trial has cost and found.
+    minimum_of : dict
+        Index in the list of the minimum that each trial was relaxed to.
     """
 
     def __init__(self, archive: Archive, below: float = inf) -> None:
@@ -38,7 +40,7 @@ class Found:
         self.ledger = Ledger(window_of(archive.metadata.get("settings", {})))
         self._archive = archive
         self._calls = 0
-        self._minimum_of: dict[int, int] = {}
+        self.minimum_of: dict[int, int] = {}
         for record, atoms in archive.ends():
             if record.number < below:
                 self.take_up(record, atoms)
@@ -58,13 +60,13 @@ class Found:
         if record.ended is Ended.MINIMUM:
             end = self._archive.atoms_of(record.number) if atoms is None else atoms
             index, is_new = self.minima.add(end, record.energy, record.number, self._calls)
-            self._minimum_of[record.number] = index
+            self.minimum_of[record.number] = index
             if is_new:
                 # Described once: the memory compares by the same fingerprint, only without its energy.
                 self.memory.remember_described(self.minima.described(index), record.number)
             energy = self.minima.described(index).ranking_energy
         elif record.known is not None:
-            index = self._minimum_of[record.known]
+            index = self.minimum_of[record.known]
             self.minima.hit(index)
         # A sample in pieces has cost no call: it was not relaxed either.
         relaxed = record.force_calls > 0 and record.ended not in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET)

@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import inf
 
-from ase_gss.worth import DULL, DULL_CHANCE, SAMPLING_ON, GoingRate, SecondLooks, chance_of_another, second_looks
+from ase_gss.worth import DULL, DULL_CHANCE, SAMPLING_ON, GoingRate, Met, SecondLooks, chance_of_another, second_looks
 
 #: Generation m is the trials from m times this number on; they go through the sampler together.
 GENERATION = 16
@@ -93,15 +93,6 @@ def _interest(only: int, relaxed: int, chance: float) -> float:
     return (only / chance + 1) / (relaxed + 1)
 
 
-@dataclass
-class _Met:
-    """A minimum: the trial that met it first, the energy of its end, and how many relaxations came to it."""
-
-    first: int
-    energy: float
-    came: int = 0
-
-
 class Ledger:
     """What the trials have cost and found, regime by regime and bonding graph by bonding graph.
 
@@ -127,7 +118,7 @@ class Ledger:
         self.window = window
         self.trials: dict[str, int] = defaultdict(int)
         self.force_calls: dict[str, int] = defaultdict(int)
-        self._hits: dict[int, int] = defaultdict(int)
+        self._met: dict[int, Met] = {}
         # The minima by energy, with the trial that met each first; and those with one hit.
         self._minima: list[tuple[float, int]] = []
         self._only: dict[int, Entry] = {}
@@ -136,9 +127,8 @@ class Ledger:
         # Samples whose bonds had never been relaxed before: how many, and how many of them met a new minimum.
         self._unknown = self._unknown_new = 0
         self._later: list[Entry] = []
-        self._met: dict[int, _Met] = {}
         self._rate = GoingRate()
-        self._dull = GoingRate(cost=_COST / DULL_CHANCE)
+        self._dull = GoingRate(_COST / DULL_CHANCE)
         # Relaxations that came to a minimum, and what they have cost.
         self._ends, self._cost_of_ends = 1, _COST
         self.idle_generations, self._generation, self._spent, self._spent_in_generation = 0, 0, 0, 0
@@ -166,7 +156,9 @@ class Ledger:
         if not entry.lookalike:  # a second look is no regime's doing, and no sign that there is something new
             self._spent_in_generation += entry.force_calls
             self.force_calls[entry.regime] += entry.force_calls
-        new = entry.minimum is not None and entry.minimum not in self._hits
+        new = entry.minimum is not None and entry.minimum not in self._met
+        if new:
+            self._met[entry.minimum] = Met(entry.number, entry.energy)
         self._appraise(entry)
         if entry.bonds:
             if entry.bonds not in self._relaxed:
@@ -174,7 +166,7 @@ class Ledger:
                 self._unknown_new += new
             self._relaxed[entry.bonds] += 1
         if entry.minimum is not None:
-            self._hits[entry.minimum] += 1
+            self._met[entry.minimum].hits += 1
             if new:
                 insort(self._minima, (entry.energy, entry.number))
                 self._only[entry.minimum] = entry
@@ -189,7 +181,7 @@ class Ledger:
         """Note what the trial was worth, before it is known otherwise."""
         found = 0.0
         if entry.minimum is not None and entry.came:
-            met = self._met.setdefault(entry.minimum, _Met(entry.number, entry.energy))
+            met = self._met[entry.minimum]
             if entry.energy <= self._highest:
                 found = chance_of_another(met.came)
             met.came += 1
@@ -201,11 +193,9 @@ class Ledger:
 
     def second_looks(self, waiting: int) -> SecondLooks:
         """What is worth a relaxation although it looks known, where so many trials are decided on at once."""
-        inside = {index: met for index, met in self._met.items() if met.energy <= self._highest}
-        came = {met.first: met.came for met in inside.values()}
-        hits = {met.first: self._hits[index] for index, met in inside.items()}
+        inside = [met for met in self._met.values() if met.energy <= self._highest]
         cost, trials = self._cost_of_ends / self._ends, sum(self.trials.values())
-        return second_looks(self._rate.value, cost, self._dull.value, came, hits, trials, waiting)
+        return second_looks(self._rate.value, cost, self._dull.value, inside, trials, waiting)
 
     def known_minima(self) -> list[int]:
         """Trials that first met the minima within the window, lowest first."""

@@ -238,10 +238,6 @@ class MinimaList:
             minimum.atoms, minimum.fingerprint, minimum.trial = _frozen(atoms, energy), new, trial
         return index, False
 
-    def find(self, atoms: Atoms, energy: float) -> int | None:
-        """Index of the minimum that these atoms with this energy (eV) are; None where it is not in the list."""
-        return self._nearest.find(self.comparison.describe(atoms, energy))
-
     def described(self, index: int) -> "Fingerprint | CrystalFingerprint":
         """What the representative of a minimum is compared by."""
         return self._minima[index].fingerprint

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from ase import Atoms
 
@@ -13,6 +14,9 @@ from ase_gss.relax import Relaxation
 from ase_gss.systems import System, comparison_of
 from ase_gss.trial import Ended
 from ase_gss.verify import verify_minimum
+
+if TYPE_CHECKING:
+    from ase_gss.found import Found
 
 
 def refine(
@@ -86,24 +90,27 @@ def _judge(outcome: Relaxation) -> Ended:
     return Ended.MINIMUM if outcome.converged else Ended.NOT_CONVERGED
 
 
-def refined_minima(minima: MinimaList, archive: Archive) -> MinimaList:
+def refined_minima(found: "Found", archive: Archive) -> MinimaList:
     """The list with each minimum in its refined form where there is one, and with those that now are one merged.
 
     Other ends that have been refined stand for themselves: what they are to tell from is a minimum of its own.
     """
     if not archive.refined:
-        return minima
-    entries = []
-    representatives = {atoms.info["trial"]: atoms for atoms in minima.ranked()}
-    of_index = {minima.find(atoms, atoms.get_potential_energy()): number for number, atoms in representatives.items()}
+        return found.minima
+    representatives = {atoms.info["trial"]: atoms for atoms in found.minima.ranked()}
     hits = {number: atoms.info["hits"] for number, atoms in representatives.items()}
-    records = sorted(archive.records, key=lambda record: record.number)
-    calls = dict(zip((r.number for r in records), accumulate(r.force_calls for r in records), strict=True))
-    for number, refined in archive.refined.items():
-        if number not in representatives and refined.ended is Ended.MINIMUM:
-            end = archive.atoms_of(number)
-            if (own := of_index.get(minima.find(end, end.get_potential_energy()))) is not None:
-                hits[own] -= 1
+    others = {
+        number: refined
+        for number, refined in archive.refined.items()
+        if number in found.minimum_of and number not in representatives and refined.ended is Ended.MINIMUM
+    }
+    entries = []
+    if others:
+        representing = {found.minimum_of[number]: number for number in representatives}
+        records = sorted(archive.records, key=lambda record: record.number)
+        calls = dict(zip((r.number for r in records), accumulate(r.force_calls for r in records), strict=True))
+        for number, refined in others.items():
+            hits[representing[found.minimum_of[number]]] -= 1
             entries.append((calls[number], refined.atoms, number, 1, number))
     for number, atoms in representatives.items():
         refined = archive.refined.get(number)

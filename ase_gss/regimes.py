@@ -8,7 +8,6 @@ import numpy as np
 from ase_gss.coupling import Coupling
 from ase_gss.ledger import Ledger
 from ase_gss.schedule import NoiseSchedule
-from ase_gss.worth import SAMPLING
 
 #: The search that chooses among a family of regimes.
 ADAPTIVE = "adaptive"
@@ -18,6 +17,8 @@ NOISE, RANDOM, KNOWN = "noise", "random structure", "known minimum"
 EXPLORING = 0.05
 #: After so many generations without a force call its cost is no argument against a regime any more.
 PATIENCE = 20
+#: What sampling a structure costs, in force calls: a regime whose samples are never relaxed must not look free.
+SAMPLING = 0.3
 #: What the rate of a regime that does without learned forces counts where there are some: it wastes what they spare.
 BARE = 0.5
 

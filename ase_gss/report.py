@@ -26,7 +26,7 @@ ENOUGH_HITS = 30
 
 def minima_of(archive: Archive) -> MinimaList:
     """The distinct minima of an archive, refined where a refinement is on file."""
-    return refined_minima(Found(archive).minima, archive)
+    return refined_minima(Found(archive), archive)
 
 
 def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any]:

@@ -393,7 +393,7 @@ class GenerativeRSS:
         return [] if self._driver is None else list(self._driver.unwritten)
 
     def _current(self) -> MinimaList:
-        return refined_minima(self._found.minima, self.archive)
+        return refined_minima(self._found, self.archive)
 
     def _crew(self) -> Runner:
         """Who does the work of a run."""

@@ -11,25 +11,22 @@ References
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-#: What sampling a structure costs, in force calls: what is sampled and never relaxed must not look free.
-SAMPLING = 0.3
-#: The same where it is weighed against a second look. The higher, the sooner a search spends force calls on what looks
-#: known instead of sampling on: with 0.3 one on C2H6OS made half the trials and had 130 instead of 147 minima after
-#: 10 000 calls.
+#: What sampling a structure costs, in force calls, where it is weighed against a second look. The higher, the sooner a
+#: search spends force calls on what looks known instead of sampling on: with 0.3 one on C2H6OS had 130 minima within
+#: 5 eV after 10 000 calls, one without second looks 145.
 SAMPLING_ON = 0.1
 #: Of the ends that the comparison of a search takes for one minimum, the next one is a new minimum to the tighter
 #: counting rule with a chance of about this over itself plus their number (random search, C3H6O: 5 of 57 second ends, 3
 #: of 43 third ones, 3 of 132 fourth to eighth ones and none of 151 later ones; 0.10 fits best). A search does not see
 #: which they are: that takes a relaxation to 0.005 eV/Å, as by `refine` with every end.
 VARIETY = 0.1
-#: Samples whose bonds are of less interest than this are dull; and new minima for each relaxation of one, until there
-#: is experience: after 1 860 calls on C3H6O 6 of 45, but it is early to try them once all else has become as rare as
-#: that.
+#: Samples whose bonds are of less interest than this are dull; and what is supposed of each relaxation of one, in new
+#: minima, until there is experience: less than was met (6 of 45, C3H6O after 1 860 calls), so as not to begin early.
 DULL, DULL_CHANCE = 0.25, 0.05
 
 
@@ -38,17 +35,37 @@ def chance_of_another(came: int) -> float:
     return VARIETY / (VARIETY + came)
 
 
+@dataclass
+class Met:
+    """A minimum.
+
+    Attributes
+    ----------
+    first : int
+        Trial that met it first.
+    energy : float
+        Of that trial's end, as minima are ranked.
+    came, hits : int
+        Relaxations that have come to it, and trials that have met it in any way.
+    """
+
+    first: int
+    energy: float
+    came: int = 0
+    hits: int = 0
+
+
 class GoingRate:
     """New minima for what they cost, over the later half of what has been spent.
 
     Parameters
     ----------
-    cost, found : float
-        What is supposed before there is any experience.
+    supposed : float
+        Force calls for the first new minimum, before there is any experience.
     """
 
-    def __init__(self, cost: float = 0.0, found: float = 1.0) -> None:
-        self._before = cost, found
+    def __init__(self, supposed: float = 0.0) -> None:
+        self._supposed = supposed
         self._cost, self._found = [0.0], [0.0]
 
     def enter(self, cost: float, found: float) -> None:
@@ -60,9 +77,8 @@ class GoingRate:
     def value(self) -> float:
         """New minima per force call; infinite before there is a later half."""
         begin = bisect_left(self._cost, self._cost[-1] / 2)
-        cost, found = (
-            now[-1] - now[begin] + before for now, before in zip((self._cost, self._found), self._before, strict=True)
-        )
+        cost = self._cost[-1] - self._cost[begin] + self._supposed
+        found = self._found[-1] - self._found[begin] + 1
         return found / cost if cost else np.inf
 
 
@@ -84,7 +100,7 @@ class SecondLooks:
 
 
 def second_looks(
-    rate: float, cost: float, dull: float, came: Mapping[int, int], hits: Mapping[int, int], trials: int, waiting: int
+    rate: float, cost: float, dull: float, minima: Iterable[Met], trials: int, waiting: int
 ) -> SecondLooks:
     """What is worth a relaxation.
 
@@ -96,9 +112,8 @@ def second_looks(
         Force calls of a relaxation.
     dull : float
         New minima per force call of samples with dull bonds.
-    came, hits : mapping
-        Of each minimum, by the trial that met it first: how many relaxations have come to it, and how many trials have
-        met it.
+    minima : iterable of Met
+        Those within the window.
     trials : int
         So far.
     waiting : int
@@ -106,8 +121,6 @@ def second_looks(
     """
     most = VARIETY * (1 / (rate * cost) - 1)  # where the chance of another, for what a relaxation costs, is the rate
     shares = {
-        trial: min(1.0, (most - number) / (waiting * hits[trial] / trials))
-        for trial, number in came.items()
-        if number < most
+        met.first: min(1.0, (most - met.came) / (waiting * met.hits / trials)) for met in minima if met.came < most
     }
     return SecondLooks(shares, dull >= rate)

@@ -6,13 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_gss.ledger import Entry, Ledger
-from ase_gss.worth import GoingRate, chance_of_another, second_looks
+from ase_gss.worth import GoingRate, Met, chance_of_another, second_looks
 
 COUNTS = st.dictionaries(st.integers(0, 50), st.integers(1, 40), min_size=1)
 
 
-def what_is_worth(rate, came, dull=0.0, hits=None):
-    return second_looks(rate, 10.0, dull, came, hits or dict.fromkeys(came, 40), trials=1000, waiting=48)
+def what_is_worth(rate, came, hits=None):
+    minima = [Met(first, 0.0, number, (hits or {}).get(first, 40)) for first, number in came.items()]
+    return second_looks(rate, 10.0, 0.0, minima, trials=1000, waiting=48)
 
 
 @given(COUNTS, st.floats(1e-6, 1.0))
