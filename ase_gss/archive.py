@@ -23,7 +23,7 @@ from ase_gss.records import (
     values_of,
     values_of_refined,
 )
-from ase_gss.reservations import Reservations, overlap
+from ase_gss.reservations import Reservations
 from ase_gss.settings import check_settings
 from ase_gss.trial import Ended, Trial
 
@@ -78,8 +78,6 @@ class Archive:
         self._ends: dict[int, Atoms] = {}  # without a database all, else those that came last
         self._frames: dict[int, Frames] = {}  # only without a database
         self._reservations = Reservations()
-        self._reserved: list[range] = []
-        self._full = 0  # all trials below this number are finished
         self._database = None if self.path is None else database_at(self.path)
         self._made = False
         if self._database is None:
@@ -168,10 +166,9 @@ class Archive:
                     new.append((record_of_values(values, energy), row))
                 elif "refined_trial" in values and row not in self._refined_seen:
                     refined.append(row)
-            minima = [row for record, row in new if record.ended is Ended.MINIMUM]
-            # Those of a whole search are read in turn, by `ends`.
-            minima = minima if len(minima) <= _CHUNK else []
-            found = self._read_rows(minima + refined)
+        minima = [row for record, row in new if record.ended is Ended.MINIMUM]
+        # Those of a whole search are read in turn, by `ends`.
+        found = self._database.rows((minima if len(minima) <= _CHUNK else []) + refined)
         self._ends = {} if len(self._ends) > _CHUNK and self.path else self._ends
         for record, row in new:
             self._keep(record, row)
@@ -195,8 +192,7 @@ class Archive:
         if number in self._ends:
             return self._ends[number]
         row = self._rows[number]
-        with self._database.reading():
-            return self._read_rows([row])[row].toatoms()
+        return self._database.rows([row])[row].toatoms()
 
     def ends(self) -> Iterator[tuple[Record, Atoms | None]]:
         """All records by number, those that ended in a minimum with their atoms: read in turn, and not kept."""
@@ -205,10 +201,7 @@ class Archive:
             part = records[start : start + _CHUNK]
             numbers = [record.number for record in part if record.ended is Ended.MINIMUM]
             missing = [self._rows[number] for number in numbers if number not in self._ends]
-            rows = {}
-            if missing:
-                with self._database.reading():
-                    rows = self._read_rows(missing)
+            rows = self._database.rows(missing) if missing else {}
             for record in part:
                 atoms = None
                 if record.ended is Ended.MINIMUM:
@@ -237,8 +230,7 @@ class Archive:
             return
         for start in range(0, len(numbers), _CHUNK):
             rows = [self._rows[number] for number in numbers[start : start + _CHUNK]]
-            with self._database.reading():
-                found = self._read_rows(rows, include_data=True)
+            found = self._database.rows(rows, include_data=True)
             for row in rows:
                 if (frames := Frames.of_data(found[row].data)) is not None:
                     yield frames
@@ -266,18 +258,9 @@ class Archive:
         InputError
             Where another search, with other settings, has made the database in the meantime.
         """
-        while self._full in self._rows:
-            self._full += 1
         with self._writing() as cursor:
-            ours = [numbers for numbers in self._reserved if any(number not in self._rows for number in numbers)]
-            others = [] if cursor is None else self._reservations.others(cursor)
-            free = self._first_free(cursor, size, last, ours + others)
-            if free:
-                ours.append(range(free[0], free[-1] + 1))
-            if cursor is not None:
-                # Another may have taken over what was ours: then we seemed dead, and what it reserves counts.
-                self._reservations.write(cursor, [r for r in ours if not any(overlap(r, other) for other in others)])
-        self._reserved = ours
+            free, reserved = self._reservations.extended(cursor, self.numbers, size, last)
+        self._reservations.reserved = reserved
         return free
 
     def heartbeat(self) -> None:
@@ -285,13 +268,13 @@ class Archive:
 
         To be called every few minutes where no trial is finished.
         """
-        if self._reserved and self._database is not None:
+        if self._reservations.reserved and self._database is not None:
             with self._database.transaction() as cursor:
                 self._reservations.beat(cursor)
 
     def release(self) -> None:
         """Give back what is reserved, for any search to take."""
-        self._reserved = []
+        self._reservations.reserved = []
         if self._made:
             with self._database.transaction() as cursor:
                 self._reservations.write(cursor, [])
@@ -375,26 +358,6 @@ class Archive:
         with self._database.transaction() as cursor:
             yield cursor
 
-    def _first_free(self, cursor: Any, size: int, last: int | None, taken: list[range]) -> list[int]:
-        """Numbers of the lowest generation with some that are neither finished nor taken."""
-        start = self._full - self._full % size
-        while last is None or start < last:
-            stop = start + size if last is None else min(start + size, last)
-            free = [n for n in range(start, stop) if n not in self._rows and not any(n in numbers for numbers in taken)]
-            if free and cursor is not None:  # others may have finished some that are not known here yet
-                cursor.execute(
-                    "SELECT value FROM number_key_values WHERE key = 'trial' AND value >= ? AND value < ?",
-                    (start, stop),
-                )
-                finished = {int(value) for (value,) in cursor.fetchall()}
-                free = [number for number in free if number not in finished]
-            if free:
-                # One range without those of others in between, who may have generations of another size.
-                end = min([numbers.start for numbers in taken if numbers.start > free[0]], default=stop)
-                return [number for number in free if number < end]
-            start += size
-        return []
-
     def _write(self, rows: list[tuple[Atoms, dict, dict]]) -> list[int | None]:
         """Write rows; returns their ids, None for a trial that is there already.
 
@@ -432,12 +395,3 @@ class Archive:
             self._refined_rows.pop(refined.number, None)
             if refined.ended is Ended.MINIMUM:
                 self._refined_rows[refined.number] = row
-
-    def _read_rows(self, ids: list[int], include_data: bool = False) -> dict[int, Any]:
-        """The rows with these ids, which lie close together; within `reading`."""
-        if not ids:
-            return {}
-        wanted, between = set(ids), f"id>={min(ids)},id<={max(ids)}"
-        return {
-            row.id: row for row in self._database.ase.select(between, include_data=include_data) if row.id in wanted
-        }

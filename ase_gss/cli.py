@@ -26,7 +26,8 @@ DEFAULT_CALLS = 4000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns the exit code: 0, 1 for a search that cannot go on, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
+    Returns the exit code: 0, 1 for a search that cannot go on, 2 for bad input, 130 for Ctrl-C, 141 where nobody reads
+    the output to its end, 143 for SIGTERM.
     """
     options = parser().parse_args(arguments)
     # Two threads in one process stall beside any other computing process, and molecules are too small to share.
@@ -34,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ase_gss.database import ArchiveError
 
     try:
-        return _COMMANDS[options.command](options)
+        code = _COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as by `| head`; what is left to print must not be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (InputError, ArchiveError) as error:
         print(f"ase-gss: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

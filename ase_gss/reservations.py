@@ -6,7 +6,7 @@ A search lives as long as its process exists, or, on another host, as long as it
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
@@ -20,13 +20,55 @@ _alive_here: "WeakSet[Reservations]" = WeakSet()
 class Reservations:
     """What one archive has reserved, among what others have: rows of the table `reservations`.
 
-    The methods that take a cursor are called within a transaction.
+    The methods that take a cursor are called within a transaction; without a database it is None.
+
+    Attributes
+    ----------
+    owner : str
+        Tells this archive from all others.
+    reserved : list of range
+        Numbers of the trials that it has reserved.
     """
 
     def __init__(self) -> None:
         self.owner = uuid4().hex
+        self.reserved: list[range] = []
+        self._full = 0  # all trials below this number are finished
         self._host, self._process = _this_host(), _process(os.getpid())
         _alive_here.add(self)
+
+    def extended(
+        self, cursor: Any, finished: Container[int], size: int, last: int | None
+    ) -> tuple[list[int], list[range]]:
+        """Write what is reserved, what is unfinished of the next generation included.
+
+        Parameters
+        ----------
+        cursor : cursor or None
+            Of the database.
+        finished : container of int
+            Numbers of the trials that are known to be finished.
+        size, last : int
+            See :meth:`ase_gss.archive.Archive.reserve`.
+
+        Returns
+        -------
+        list of int
+            Numbers of the trials that have come to it.
+        list of range
+            What is `reserved` once the transaction has succeeded.
+        """
+        while self._full in finished:
+            self._full += 1
+        ours = [numbers for numbers in self.reserved if any(number not in finished for number in numbers)]
+        others = [] if cursor is None else self.others(cursor)
+        free = self._first_free(cursor, finished, size, last, ours + others)
+        if free:
+            ours.append(range(free[0], free[-1] + 1))
+        if cursor is not None:
+            # Another may have taken over what was ours: then we seemed dead, and what it reserves counts.
+            self.write(cursor, [numbers for numbers in ours if not any(_overlap(numbers, other) for other in others)])
+        return free, ours
 
     def others(self, cursor: Any) -> list[range]:
         """Numbers of the trials that other living searches have reserved; what the dead had is freed."""
@@ -52,6 +94,24 @@ class Reservations:
         """Give a sign of life."""
         cursor.execute("UPDATE reservations SET heartbeat = ? WHERE owner = ?", (time.time(), self.owner))
 
+    def _first_free(
+        self, cursor: Any, finished: Container[int], size: int, last: int | None, taken: list[range]
+    ) -> list[int]:
+        """Numbers of the lowest generation with some that are neither finished nor taken."""
+        start = self._full - self._full % size
+        while last is None or start < last:
+            stop = start + size if last is None else min(start + size, last)
+            free = [n for n in range(start, stop) if n not in finished and not any(n in numbers for numbers in taken)]
+            if free and cursor is not None:  # others may have finished some that are not known here yet
+                elsewhere = _finished_between(cursor, start, stop)
+                free = [number for number in free if number not in elsewhere]
+            if free:
+                # One range without those of others in between, who may have generations of another size.
+                end = min([numbers.start for numbers in taken if numbers.start > free[0]], default=stop)
+                return [number for number in free if number < end]
+            start += size
+        return []
+
     def _lives(self, owner: str, host: str, process: str, heartbeat: float) -> bool:
         if host != self._host:
             return time.time() - heartbeat < LIFETIME
@@ -61,7 +121,15 @@ class Reservations:
         return _process(int(number)) == process
 
 
-def overlap(a: range, b: range) -> bool:
+def _finished_between(cursor: Any, start: int, stop: int) -> set[int]:
+    """Numbers of the trials in this range that are in the database."""
+    cursor.execute(
+        "SELECT value FROM number_key_values WHERE key = 'trial' AND value >= ? AND value < ?", (start, stop)
+    )
+    return {int(value) for (value,) in cursor.fetchall()}
+
+
+def _overlap(a: range, b: range) -> bool:
     """Whether they have a number in common."""
     return a.start < b.stop and b.start < a.stop
 

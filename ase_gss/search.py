@@ -9,7 +9,6 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from ase_gss.archive import Archive
-from ase_gss.calculators import CALCULATORS
 from ase_gss.coupling import Coupling
 from ase_gss.driver import Driver, SearchError
 from ase_gss.errors import InputError
@@ -19,9 +18,10 @@ from ase_gss.minima import MinimaList
 from ase_gss.plan import Plan
 from ase_gss.refine import refine, refined_minima
 from ase_gss.schedule import NoiseSchedule
+from ase_gss.settings import keywords_to_refine
 from ase_gss.systems import choose_system
 from ase_gss.trial import Need, Trial
-from ase_gss.workers import ForeignExecutor, InProcess, Runner, WorkerPool, connect_scheduler
+from ase_gss.workers import crew_of
 
 __all__ = ["GenerativeRSS", "SearchError"]
 
@@ -230,29 +230,8 @@ class GenerativeRSS:
         """
         archive = Archive(database, must_exist=True)
         settings = archive.metadata["settings"]
-        if "template" in settings:
-            raise InputError("A search on a template cannot be refined from its file: go on with it in Python.")
-        keys = ["fmax", "seed"]
-        if settings.get("periodic"):
-            keys += ["units", "pressure", "volume", "symmetry"]
-        else:
-            keys += ["fragments", "mirror_images_are_one"]
-            if calculator is None or isinstance(calculator, str):
-                keys += ["charge", "multiplicity"]
-        by_name = settings["calculator"] in CALCULATORS or ":" in settings["calculator"]
-        if calculator is None and not by_name:
-            raise InputError(
-                f"The calculator of {database}, {settings['calculator']}, was not given by name: "
-                "give it now (-c in the shell)."
-            )
-        search = cls(
-            settings["formula"],
-            settings["calculator"] if calculator is None else calculator,
-            coupling="rss",
-            pbc=bool(settings.get("periodic")),
-            verify=verify,
-            **{key: settings[key] for key in keys},
-        )
+        keywords = keywords_to_refine(archive.name, settings, calculator)
+        search = cls(settings["formula"], coupling="rss", verify=verify, **keywords)
         search.archive, search._found = archive, Found(archive)
         return search
 
@@ -337,7 +316,7 @@ class GenerativeRSS:
             raise InputError("Give the search an end: trials, max_calls, or both.")
         if not self.archive.totals["trials"]:
             self.plan.begin(0)  # a start that is impossible is wrong input: nothing is written then
-        crew = self._crew()
+        crew = crew_of(self.plan, self.workers, self.executor, self.call_limit, self.trial_limit)
         self._driver = driver = Driver(self.plan, self.archive, crew, self.recognise, self.failure_limit, self._tell)
         self._found = driver.found
         try:
@@ -394,15 +373,6 @@ class GenerativeRSS:
 
     def _current(self) -> MinimaList:
         return refined_minima(self._found, self.archive)
-
-    def _crew(self) -> Runner:
-        """Who does the work of a run."""
-        if self.executor is not None:
-            executor = connect_scheduler(self.executor) if isinstance(self.executor, str) else self.executor
-            return ForeignExecutor(self.plan, executor, 2 * self.workers)
-        if self.workers > 1 or self.call_limit is not None or self.trial_limit is not None:
-            return WorkerPool(self.plan, self.workers, self.call_limit, self.trial_limit)
-        return InProcess(self.plan)
 
     def _tell(self, number: int) -> None:
         """Call those who watch."""

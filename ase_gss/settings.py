@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ase_gss.calculators import CALCULATORS
 from ase_gss.errors import InputError
 
 #: Settings that must be the same when a search is resumed: other values would make another search.
@@ -67,6 +68,37 @@ def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str
             before, now = _short(earlier.get(key)), _short(settings.get(key))
             difference = f"{key} {before}, not {now}" if before != now else f"another {key}"
             raise InputError(f"{name} is of a search with {difference}: give another database, or the same settings.")
+
+
+def keywords_to_refine(name: str, settings: dict[str, Any], calculator: Any = None) -> dict[str, Any]:
+    """Keywords with which `GenerativeRSS` looks at, or refines, what a search with these settings has found.
+
+    Parameters
+    ----------
+    name : str
+        What the database is called.
+    settings : dict
+        Those in the database.
+    calculator : str, function or ase calculator, optional
+        By default the one that the search was given by name.
+
+    Raises
+    ------
+    InputError
+        Where the settings do not tell all that it takes.
+    """
+    if "template" in settings:
+        raise InputError("A search on a template cannot be refined from its file: go on with it in Python.")
+    periodic = bool(settings.get("periodic"))
+    keys = ["fmax", "seed"]
+    keys += ["units", "pressure", "volume", "symmetry"] if periodic else ["fragments", "mirror_images_are_one"]
+    if not periodic and (calculator is None or isinstance(calculator, str)):
+        keys += ["charge", "multiplicity"]
+    used = settings["calculator"]
+    if calculator is None and used not in CALCULATORS and ":" not in used:
+        raise InputError(f"The calculator of {name}, {used}, was not given by name: give it now (-c in the shell).")
+    calculator = used if calculator is None else calculator
+    return {"calculator": calculator, "pbc": periodic} | {key: settings[key] for key in keys}
 
 
 def _short(value: Any) -> Any:

@@ -41,6 +41,7 @@ __all__ = [
     "WorkerPool",
     "WorkersError",
     "connect_scheduler",
+    "crew_of",
     "perform",
 ]
 
@@ -158,6 +159,18 @@ class WorkerPool(Runner):
         for worker in self._workers:
             worker.thread.join()
         atexit.unregister(self.terminate)
+
+
+def crew_of(
+    plan: Plan, workers: int, executor: Any, call_limit: float | None = None, trial_limit: float | None = None
+) -> Runner:
+    """Who does the work of a search with these keywords of `GenerativeRSS`."""
+    if executor is not None:
+        executor = connect_scheduler(executor) if isinstance(executor, str) else executor
+        return ForeignExecutor(plan, executor, 2 * workers)
+    if workers > 1 or call_limit is not None or trial_limit is not None:
+        return WorkerPool(plan, workers, call_limit, trial_limit)
+    return InProcess(plan)
 
 
 @dataclass

@@ -10,7 +10,7 @@ References
 .. [1] E. L. Charnov, Theoretical Population Biology 9, 129 (1976).
 """
 
-from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -66,19 +66,22 @@ class GoingRate:
 
     def __init__(self, supposed: float = 0.0) -> None:
         self._supposed = supposed
-        self._cost, self._found = [0.0], [0.0]
+        # Sums of cost and found, from where the later half begins to the last trial.
+        self._sums: deque[tuple[float, float]] = deque([(0.0, 0.0)])
 
     def enter(self, cost: float, found: float) -> None:
         """What a trial has cost and found."""
-        self._cost.append(self._cost[-1] + cost)
-        self._found.append(self._found[-1] + found)
+        cost_before, found_before = self._sums[-1]
+        self._sums.append((cost_before + cost, found_before + found))
+        while self._sums[0][0] < self._sums[-1][0] / 2:
+            self._sums.popleft()
 
     @property
     def value(self) -> float:
         """New minima per force call; infinite before there is a later half."""
-        begin = bisect_left(self._cost, self._cost[-1] / 2)
-        cost = self._cost[-1] - self._cost[begin] + self._supposed
-        found = self._found[-1] - self._found[begin] + 1
+        (cost_first, found_first), (cost_last, found_last) = self._sums[0], self._sums[-1]
+        cost = cost_last - cost_first + self._supposed
+        found = found_last - found_first + 1
         return found / cost if cost else np.inf
 
 

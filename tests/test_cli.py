@@ -54,6 +54,14 @@ def test_summary_as_text_and_json(database, capsys):
     assert facts["minima"] >= 1
 
 
+def test_a_reader_that_leaves_early_ends_it_without_a_word(database):
+    command = [sys.executable, "-m", "ase_gss.cli", "rank", database]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == ""
+
+
 def test_rank_export_and_refine_agree(database, tmp_path, capsys):
     assert main(["rank", database]) == 0
     ranked = capsys.readouterr().out.splitlines()

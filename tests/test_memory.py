@@ -1,5 +1,7 @@
 """Recognising what is known."""
 
+from concurrent.futures import Future
+
 import numpy as np
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -10,6 +12,7 @@ from ase_gss.ledger import Ledger
 from ase_gss.memory import Memory
 from ase_gss.minima import Comparison
 from ase_gss.trial import Ended
+from ase_gss.workers import InProcess, WorkerLost
 from ase_gss.worth import SecondLooks
 
 
@@ -83,3 +86,47 @@ def test_a_lookalike_that_is_worth_it_is_relaxed_and_counts_once(tmp_path, monke
     assert all(record.force_calls for record in relaxed)
     met = sum(record.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING) for record in whole.archive.records)
     assert sum(whole.hits) == sum(resumed.hits) == met
+
+
+def test_a_worker_that_dies_in_a_second_look_costs_that_trial_and_its_hit(tmp_path, monkeypatch):
+    from conftest import GaussianScore, Harmonic
+
+    class Crew(InProcess):
+        def submit(self, job):
+            if job.stage == "relax" and job.trials[0].known is not None and not died:
+                died.append(job.first)
+                future = Future()
+                future.set_exception(WorkerLost("its worker died", calls={job.first: 3}))
+                return future
+            return super().submit(job)
+
+    died = []
+    monkeypatch.setattr(Ledger, "second_looks", lambda self, waiting: SecondLooks({0: 0.5}))
+    monkeypatch.setattr("ase_gss.search.crew_of", lambda plan, *others: Crew(plan))
+    places = molecule("H2O").positions
+    keywords = {"calculator": Harmonic(places), "score": GaussianScore(places, spread=0.02)}
+    search = GenerativeRSS("H2O", **keywords, database=tmp_path / "x.db")
+    search.run(trials=160)
+    records = {record.number: record for record in search.archive.records}
+    lost = records[died[0]]
+    assert (lost.ended, lost.force_calls) == (Ended.CALCULATOR, 3)
+    assert [r.number for r in records.values() if r.ended is Ended.CALCULATOR] == died
+    assert any(r.known == 0 and r.ended is Ended.MINIMUM for r in records.values() if r.number > died[0])
+    met = sum(record.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING) for record in records.values())
+    assert sum(search.hits) == met == sum(GenerativeRSS("H2O", **keywords, database=tmp_path / "x.db").hits)
+
+
+def test_once_dull_bonds_are_worth_it_none_is_left_for_them(monkeypatch):
+    from conftest import GaussianScore, Harmonic
+
+    places = molecule("H2O").positions
+
+    def searched():
+        search = GenerativeRSS("H2O", Harmonic(places), score=GaussianScore(places, spread=0.2))
+        search.run(trials=112)
+        return [record.ended for record in search.archive.records]
+
+    with_dull = searched()
+    monkeypatch.setattr(Ledger, "second_looks", lambda self, waiting: SecondLooks(dull=True))
+    assert Ended.FAMILIAR in with_dull
+    assert Ended.FAMILIAR not in searched()
