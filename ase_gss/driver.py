@@ -307,14 +307,16 @@ class Driver:
     def _recognise(self, trial: Trial, generation: Generation) -> None:
         """End a sampled structure that looks like a known minimum, or has bonds that have nothing new to give.
 
-        Unless it is worth a second look.
+        Unless it is worth a second look; and choose the minima of which its relaxation is one.
         """
         if not self.recognise or not trial.score_calls:
             return
         before = generation.known_before
         trial.known, trial.bonds = self.found.memory.look_at(trial.sampled(), before)
+        draw = trial.walk.rng.random()
+        trial.spared = frozenset(end for end, share in generation.second_looks.repeats.items() if draw < share)
         if trial.known is not None:
-            if trial.walk.rng.random() >= generation.second_looks.repeats.get(trial.known, 0.0):
+            if trial.known not in trial.spared:
                 trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
             else:
                 trial.bonds = ""  # what comes of a lookalike says nothing of others with its bonds

@@ -1,5 +1,6 @@
 """When the relaxation of a molecule is worth no further force call: it falls apart, or its end is known."""
 
+from collections.abc import Collection
 from math import inf
 
 from ase import Atoms
@@ -34,8 +35,8 @@ class GivingUp:
         What may be recognised; by default nothing.
     ceiling : float
         Energy (eV) above which what has been settled with learned forces is worth no further call.
-    spared : int, optional
-        Trial whose end is not recognised: the structure has looked like it from the beginning.
+    spared : collection of int
+        Trials whose ends are not recognised: they are worth a second look.
 
     Attributes
     ----------
@@ -48,7 +49,7 @@ class GivingUp:
     """
 
     def __init__(
-        self, sampled: bool, known: KnownEnds | None = None, ceiling: float = inf, spared: int | None = None
+        self, sampled: bool, known: KnownEnds | None = None, ceiling: float = inf, spared: Collection[int] = ()
     ) -> None:
         self.recognised: int | None = None
         self.reason = ""
@@ -63,8 +64,10 @@ class GivingUp:
             self.reason = reason
         elif called and self._ceiling < inf and (energy := atoms.get_potential_energy()) > self._ceiling:
             self.too_high, self.reason = True, f"{energy - self._ceiling:.1f} eV too high to be looked for"
-        elif self._known is not None and step and (known := self._known.recall(atoms)) not in (None, self._spared):
-            self.recognised, self.reason = known, f"heads for the end of trial {known}"
+        elif self._known is not None and step:
+            known = self._known.recall(atoms)
+            if known is not None and known not in self._spared:
+                self.recognised, self.reason = known, f"heads for the end of trial {known}"
         return self.reason or None
 
 

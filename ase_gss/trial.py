@@ -60,6 +60,8 @@ class Trial:
     known : int or None
         Trial whose end the sampled structure, or one on its way to a minimum, looks like. A trial that ended in a
         minimum was relaxed although it looked so; of the others only those have it that ended for it.
+    spared : frozenset of int
+        Trials whose ends its relaxation is not given up for.
     reason : str
         Why it ended so, in words; empty for a minimum.
     regime : str
@@ -85,6 +87,7 @@ class Trial:
     ended: Ended | None = None
     converged: bool = False
     known: int | None = None
+    spared: frozenset[int] = frozenset()
     reason: str = ""
     regime: str = ""
     gives_up: bool = True

@@ -3,7 +3,8 @@
 A search that leaves all that looks known is cheap as long as there is enough else. Once that becomes rare, what was
 left is the better bargain: of lookalikes, some end elsewhere after all, or in a conformer that the search's own
 comparison does not tell from the first. So each is taken as soon as it promises as many new minima for a force call as
-the search has brought of late, on the whole: the marginal value theorem of foraging [1]_.
+the search has brought of late, on the whole: the marginal value theorem of foraging [1]_. So is what a relaxation still
+takes that heads for what is known.
 
 References
 ----------
@@ -93,7 +94,7 @@ class SecondLooks:
     ----------
     repeats : dict
         Of each minimum that is worth further relaxations, by the trial that met it first: the share of the samples that
-        look like it which are relaxed.
+        look like it which are relaxed, and of the relaxations that head for it which are finished.
     dull : bool
         Samples are relaxed whatever their bonds.
     """

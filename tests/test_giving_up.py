@@ -80,7 +80,7 @@ def test_a_relaxation_that_heads_for_a_known_end_is_cut_short():
 
 def test_what_has_looked_like_it_from_the_beginning_is_relaxed_all_the_same():
     system, atoms = Molecule(molecule("H2O").numbers), bent_water()
-    outcome = system.relax(atoms, giving_up=GivingUp(sampled=True, known=known_water(), spared=7), optimizer="FIRE")
+    outcome = system.relax(atoms, giving_up=GivingUp(sampled=True, known=known_water(), spared={7}), optimizer="FIRE")
     assert outcome.converged
 
 

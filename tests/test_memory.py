@@ -116,6 +116,26 @@ def test_a_worker_that_dies_in_a_second_look_costs_that_trial_and_its_hit(tmp_pa
     assert sum(search.hits) == met == sum(GenerativeRSS("H2O", **keywords, database=tmp_path / "x.db").hits)
 
 
+def test_relaxations_that_head_for_what_is_worth_it_are_finished(monkeypatch):
+    from conftest import GaussianScore, Harmonic
+
+    places = molecule("H2O").positions
+
+    def searched(looks):
+        monkeypatch.setattr(Ledger, "second_looks", lambda self, waiting: looks)
+        search = GenerativeRSS("H2O", Harmonic(places), score=GaussianScore(places, spread=0.2))
+        search.run(trials=112)
+        sampled = [record for record in search.archive.records if record.score_calls]
+        return [record.ended for record in sampled], sum(record.force_calls for record in sampled)
+
+    given_up, calls = searched(SecondLooks())
+    finished, more_calls = searched(SecondLooks({0: 1.0}))
+    assert Ended.HEADING in given_up
+    assert Ended.HEADING not in finished
+    assert finished.count(Ended.MINIMUM) > given_up.count(Ended.MINIMUM)
+    assert more_calls > calls
+
+
 def test_once_dull_bonds_are_worth_it_none_is_left_for_them(monkeypatch):
     from conftest import GaussianScore, Harmonic
 
