@@ -4,7 +4,7 @@ A trial counts as finished once its row is written.
 """
 
 import os
-from collections.abc import Iterator, KeysView
+from collections.abc import Iterable, Iterator, KeysView
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from ase_gss.records import (
     record_of,
     record_of_values,
     refined_of_row,
+    start_of_row,
     values_of,
     values_of_refined,
 )
@@ -76,6 +77,7 @@ class Archive:
         self._refined_seen: set[int] = set()
         self._last_row = 0  # up to here the database has been read
         self._ends: dict[int, Atoms] = {}  # without a database all, else those that came last
+        self._starts: dict[int, Atoms | None] = {}  # of the same trials
         self._frames: dict[int, Frames] = {}  # only without a database
         self._reservations = Reservations()
         self._database = None if self.path is None else database_at(self.path)
@@ -125,13 +127,15 @@ class Archive:
         seed = self.metadata["settings"]["seed"]
         rows = self._write([(trial.atoms, values_of(trial, seed), data_of(trial)) for trial in trials])
         if self._database is not None:
-            self._ends = {}
+            self._ends, self._starts = {}, {}
         if None in rows:
             return self.refresh()
         new = [record_of(trial) for trial in trials]
         for record, row, trial in zip(new, rows, trials, strict=True):
             self._keep(record, row)
             self._ends[record.number] = trial.atoms
+            start = None if trial.start is None else Atoms(trial.atoms.numbers, positions=trial.start)
+            self._starts[record.number] = start
             if self._database is None and trial.frames is not None:
                 self._frames[record.number] = trial.frames
         return new
@@ -196,18 +200,29 @@ class Archive:
 
     def ends(self) -> Iterator[tuple[Record, Atoms | None]]:
         """All records by number, those that ended in a minimum with their atoms: read in turn, and not kept."""
-        records = sorted(self.records, key=lambda record: record.number)
-        for start in range(0, len(records), _CHUNK):
-            part = records[start : start + _CHUNK]
-            numbers = [record.number for record in part if record.ended is Ended.MINIMUM]
-            missing = [self._rows[number] for number in numbers if number not in self._ends]
-            rows = self._database.rows(missing) if missing else {}
-            for record in part:
-                atoms = None
-                if record.ended is Ended.MINIMUM:
-                    atoms = self._ends.get(record.number)
-                    atoms = rows.pop(self._rows[record.number]).toatoms() if atoms is None else atoms
-                yield record, atoms
+        records, kept = sorted(self.records, key=lambda record: record.number), dict(self._ends)
+        minima = [record.number for record in records if record.ended is Ended.MINIMUM]
+        rows = self._rows_of([number for number in minima if number not in kept])
+        for record in records:
+            if record.ended is not Ended.MINIMUM:
+                yield record, None
+            else:
+                yield record, kept[record.number] if record.number in kept else next(rows)[1].toatoms()
+
+    def starts(self, records: Iterable[Record]) -> dict[int, Atoms]:
+        """Where the relaxations of those of these trials have begun of which it was kept, by their numbers.
+
+        Raises
+        ------
+        ArchiveError
+            Where the database cannot be read.
+        """
+        looked_at = [record for record in records if record.bonds and record.force_calls]
+        numbers = [record.number for record in looked_at if record.ended in (Ended.MINIMUM, Ended.HEADING)]
+        starts = {number: self._starts[number] for number in numbers if number in self._starts}
+        missing = [number for number in numbers if number not in starts]
+        starts.update({number: start_of_row(row) for number, row in self._rows_of(missing, include_data=True)})
+        return {number: start for number, start in starts.items() if start is not None}
 
     def frames(self, below: int, most: int) -> Iterator[Frames]:
         """What the trials below this number went through, where it was kept: of the last ones up to `most` frames.
@@ -228,12 +243,9 @@ class Archive:
         if self._database is None:
             yield from (self._frames[number] for number in numbers if number in self._frames)
             return
-        for start in range(0, len(numbers), _CHUNK):
-            rows = [self._rows[number] for number in numbers[start : start + _CHUNK]]
-            found = self._database.rows(rows, include_data=True)
-            for row in rows:
-                if (frames := Frames.of_data(found[row].data)) is not None:
-                    yield frames
+        for _, row in self._rows_of(numbers, include_data=True):
+            if (frames := Frames.of_data(row.data)) is not None:
+                yield frames
 
     def reserve(self, size: int, last: int | None = None) -> list[int]:
         """Reserve for this archive what is unfinished of a generation, until it is finished or given back.
@@ -378,6 +390,13 @@ class Archive:
                 ids.append(self._database.ase.write(atoms, data=data, **values) if there is None else None)
             self._reservations.beat(cursor)
         return ids
+
+    def _rows_of(self, numbers: list[int], include_data: bool = False) -> Iterator[tuple[int, Any]]:
+        """Numbers and rows of these finished trials, read in turn."""
+        for start in range(0, len(numbers), _CHUNK):
+            part = numbers[start : start + _CHUNK]
+            found = self._database.rows([self._rows[number] for number in part], include_data)
+            yield from ((number, found[self._rows[number]]) for number in part)
 
     def _keep(self, record: Record, row: int) -> None:
         self._rows[record.number] = row

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from itertools import count
 
+import numpy as np
 from ase import Atoms
 
 from ase_gss.archive import Archive, Record
@@ -75,7 +76,7 @@ class Driver:
         done = archive.numbers
         gap = next(number for number in count() if number not in done)
         self.found = Found(archive, below=gap)
-        self._waiting: dict[int, tuple[Record, Atoms | None]] = {}
+        self._waiting: dict[int, tuple[Record, Atoms | None, Atoms | None]] = {}
         self._wait(record for record in archive.records if record.number > gap)
         self._last_write = self._last_heartbeat = time.monotonic()
         self._failures, self._expected = Failures(failure_limit), Expectation()
@@ -150,9 +151,11 @@ class Driver:
 
     def _wait(self, records: Iterable[Record]) -> None:
         """Keep what is written until all that comes before it is."""
+        records = list(records)
+        starts = self.archive.starts(records) if self.found.memory.compares_starts else {}
         for record in records:
-            minimum = record.ended is Ended.MINIMUM
-            self._waiting[record.number] = record, self.archive.atoms_of(record.number) if minimum else None
+            end = self.archive.atoms_of(record.number) if record.ended is Ended.MINIMUM else None
+            self._waiting[record.number] = record, end, starts.get(record.number)
 
     def stop(self) -> None:
         """Begin nothing more; what is under way is finished."""
@@ -176,7 +179,8 @@ class Driver:
             adaptive = len(self.plan.regimes) > 1 and self.plan.system.knows_bonds
             second_looks = self.found.ledger.second_looks(LAG * GENERATION) if adaptive else SecondLooks()
             begun = self.plan.begin_generation(index, numbers, self.found.ledger, self.archive.atoms_of)
-            ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION]
+            # What is turned needs no sampling either, but is looked at by those who have sampled.
+            ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION and not trial.turned]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
             lesson = self._lessons.for_trials(begun)
@@ -309,21 +313,23 @@ class Driver:
 
         Unless it is worth a second look; and choose the minima of which its relaxation is one.
         """
-        if not self.recognise or not trial.score_calls:
+        if not self.recognise or not trial.formed:
             return
         before = generation.known_before
-        trial.known, trial.bonds = self.found.memory.look_at(trial.sampled(), before)
+        trial.known, why, trial.bonds = self.found.memory.look_at(trial.sampled(), before)
         draw = trial.walk.rng.random()
         trial.spared = frozenset(end for end, share in generation.second_looks.repeats.items() if draw < share)
         if trial.known is not None:
             if trial.known not in trial.spared:
-                trial.end(Ended.KNOWN, f"looks like the end of trial {trial.known}")
+                trial.end(Ended.KNOWN, why)
             else:
                 trial.bonds = ""  # what comes of a lookalike says nothing of others with its bonds
         elif self.plan.system.knows_bonds and not generation.second_looks.dull:
             interest = generation.familiarity.interest(trial.bonds)
             if trial.walk.rng.random() > interest:
                 trial.end(Ended.FAMILIAR, "its bonds are those of samples that were relaxed before")
+        if trial.known is None and self.found.memory.compares_starts:
+            trial.start = trial.walk.positions.astype(np.float32)
 
     def _lost(self, job: Job, lost: WorkerLost) -> list[Trial]:
         """What becomes of the trials of a worker that is gone: the one that struck it is over, others begin anew."""

@@ -41,11 +41,13 @@ class Found:
         self._archive = archive
         self._calls = 0
         self.minimum_of: dict[int, int] = {}
+        self._first_trials: list[int] = []
+        starts = archive.starts(archive.records) if self.memory.compares_starts else {}
         for record, atoms in archive.ends():
             if record.number < below:
-                self.take_up(record, atoms)
+                self.take_up(record, atoms, starts.get(record.number))
 
-    def take_up(self, record: Record, atoms: Atoms | None = None) -> None:
+    def take_up(self, record: Record, atoms: Atoms | None = None, start: Atoms | None = None) -> None:
         """Learn from the next finished trial.
 
         Parameters
@@ -54,6 +56,8 @@ class Found:
             Of the archive.
         atoms : Atoms, optional
             Its end; by default read from the archive where it is needed.
+        start : Atoms, optional
+            Where its relaxation has begun.
         """
         self._calls += record.force_calls
         index, energy = None, inf
@@ -62,12 +66,15 @@ class Found:
             index, is_new = self.minima.add(end, record.energy, record.number, self._calls)
             self.minimum_of[record.number] = index
             if is_new:
+                self._first_trials.append(record.number)
                 # Described once: the memory compares by the same fingerprint, only without its energy.
                 self.memory.remember_described(self.minima.described(index), record.number)
             energy = self.minima.described(index).ranking_energy
         elif record.known is not None:
             index = self.minimum_of[record.known]
             self.minima.hit(index)
+        if start is not None:
+            self.memory.remember_start(start, record.number, self._first_trials[index])
         # A sample in pieces has cost no call: it was not relaxed either.
         relaxed = record.force_calls > 0 and record.ended not in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET)
         bonds, came = record.bonds if relaxed else "", record.ended is Ended.MINIMUM

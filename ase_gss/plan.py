@@ -17,12 +17,13 @@ from ase_gss.forces import CountedCalculator
 from ase_gss.frames import Frames
 from ase_gss.ledger import GENERATION, Ledger
 from ase_gss.lesson import ForceFunction, Part
-from ase_gss.regimes import ADAPTIVE, KNOWN, NOISE, RANDOM, Regime, choose
+from ase_gss.regimes import ADAPTIVE, KNOWN, NOISE, RANDOM, TURNED, Regime, choose
 from ase_gss.relax import optimizer_class
 from ase_gss.schedule import ConstantNoise, NoiseSchedule, Schedule
 from ase_gss.symmetry import Symmetry
 from ase_gss.systems import System
 from ase_gss.trial import Trial
+from ase_gss.turning import turned
 from ase_gss.walk import ScoreFunction
 
 if TYPE_CHECKING:
@@ -266,6 +267,9 @@ class Plan:
                 schedule = schedule.starting_at(sigma)
             walk = system.walk_from(atoms, rng, schedule, coupling)
             walk.scatter(sigma)
+        elif regime.start == TURNED and known:
+            atoms = turned(end_of(known[rng.integers(len(known))]), rng)
+            walk = system.walk_from(atoms, rng, schedule, coupling)
         elif regime.start in (NOISE, KNOWN):
             atoms, walk = system.walk_from_noise(rng, schedule, coupling)
         else:
@@ -281,6 +285,7 @@ class Plan:
             gives_up=regime.gives_up,
             learned=regime.learned,
             settles=regime.settled,
+            turned=regime.start == TURNED and bool(known),
         )
 
 

@@ -37,7 +37,7 @@ def prerelax(trials: Sequence[Trial], plan: Plan, forces: ForceFunction | None) 
     if forces is None or not settling:
         return
     numbers, started = plan.system.numbers, np.array([trial.walk.positions for trial in settling])
-    sampled = np.array([trial.walk.k > 0 for trial in settling])
+    sampled = np.array([trial.formed for trial in settling])
     may_fall_apart = np.array([not trial.gives_up for trial in settling]) | plan.system.fragments
 
     def fallen_apart(positions: np.ndarray, which: np.ndarray, step: int) -> np.ndarray:

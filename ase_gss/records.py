@@ -117,7 +117,14 @@ def values_of(trial: Trial, seed: int) -> dict[str, Any]:
 
 def data_of(trial: Trial) -> dict[str, Any]:
     """The data of a finished trial's row."""
-    return {} if trial.frames is None else trial.frames.as_data()
+    data = {} if trial.frames is None else trial.frames.as_data()
+    return data if trial.start is None else {**data, "start_positions": trial.start}
+
+
+def start_of_row(row: AtomsRow) -> Atoms | None:
+    """Where the relaxation of the trial that stands in this row has begun, where that was kept."""
+    positions = row.data.get("start_positions")
+    return None if positions is None else Atoms(row.numbers, positions=positions)
 
 
 def record_of_values(values: dict[str, Any], energy: float | None) -> Record:

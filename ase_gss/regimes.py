@@ -12,14 +12,14 @@ from ase_gss.schedule import NoiseSchedule
 #: The search that chooses among a family of regimes.
 ADAPTIVE = "adaptive"
 #: Where a trial starts.
-NOISE, RANDOM, KNOWN = "noise", "random structure", "known minimum"
+NOISE, RANDOM, KNOWN, TURNED = "noise", "random structure", "known minimum", "known minimum, turned"
 #: Share of the trials that go to any regime, whatever it has found, to each for the same cost.
 EXPLORING = 0.05
 #: After so many generations without a force call its cost is no argument against a regime any more.
 PATIENCE = 20
 #: What sampling a structure costs, in force calls: a regime whose samples are never relaxed must not look free.
 SAMPLING = 0.3
-#: What the rate of a regime that does without learned forces counts where there are some: it wastes what they spare.
+#: What the rate of a regime that samples without learned forces counts where there are some: it wastes what they spare.
 BARE = 0.5
 
 
@@ -35,7 +35,7 @@ class Regime:
         The sampler's; a schedule without steps goes to the optimizer at once.
     start : str
         `NOISE`: from noise at the first level of the schedule; `RANDOM`: a random structure; `KNOWN`: a minimum that
-        earlier generations have found, with noise of `sigma`.
+        earlier generations have found, with noise of `sigma`; `TURNED`: one with a part turned about a bond.
     sigma : float
         Å.
     promise : float
@@ -84,8 +84,8 @@ def choose(
     would take a third of the calls of a late search. Where nothing has been worth a force call for long, they are what
     goes on finding, and all are tried equally often.
 
-    Where there are learned forces, a way to make a trial without them is taken only once some such trials have shown
-    that it does better, by far.
+    Where there are learned forces, a way to sample without them is taken only once some such trials have shown that it
+    does better, by far.
 
     Parameters
     ----------
@@ -102,13 +102,13 @@ def choose(
         There are learned forces.
     """
     usable = [each for each in regimes if (ledger.lesson or not each.learned) and (settling or not each.settled)]
-    usable = [regime for regime in usable if regime.start != KNOWN or ledger.known_minima()] or usable
+    usable = [each for each in usable if each.start not in (KNOWN, TURNED) or ledger.known_minima()] or usable
     only = ledger.only_hits()
     once = np.array([only.get(regime.name, 0) for regime in usable])
     trials = np.array([ledger.trials.get(each.name, 0) for each in usable])
     cost = np.array([ledger.force_calls.get(each.name, 0) for each in usable]) + SAMPLING * trials
     prior = (cost.sum() + 1) / (once.sum() + 1)
-    bare = np.array([settling and not regime.settled for regime in usable])
+    bare = np.array([settling and not regime.settled and regime.start != TURNED for regime in usable])
     promise = np.where(bare, 0.0, [regime.promise for regime in usable])
     rates = rng.gamma(once + promise, 1 / (cost + prior), size=(n, len(usable))) * np.where(bare, BARE, 1.0)
     explores = rng.random(n) < EXPLORING

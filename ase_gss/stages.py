@@ -111,7 +111,7 @@ def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: Counte
     atoms.calc = calculator
     if plan.learns:
         calculator.visited = []
-    giving_up = GivingUp(trial.score_calls > 0, known, trial.ceiling, trial.spared) if trial.gives_up else None
+    giving_up = GivingUp(trial.formed, known, trial.ceiling, trial.spared) if trial.gives_up else None
     outcome = plan.system.relax(
         atoms,
         giving_up=giving_up,

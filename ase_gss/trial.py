@@ -70,12 +70,17 @@ class Trial:
         A molecule that falls apart in the hand-off, or heads for a known end, is given up.
     learned : bool
         It is sampled with the score that the search has adapted.
+    turned : bool
+        It begins with a known minimum of which a part is turned.
     settles : bool
         What it has sampled is still to be relaxed with learned forces.
     ceiling : float
         Energy (eV) above which its relaxation is given up.
     bonds : str
         Bonding graph of the sampled structure, where it was looked at.
+    start : ndarray, shape (N, 3), optional
+        Å: where the relaxation of a sampled molecule that looked like nothing known has begun, in single precision; of
+        trials that came to a minimum, or headed for one.
     frames : Frames, optional
         What its relaxation went through, where the search learns from it.
     """
@@ -92,15 +97,22 @@ class Trial:
     regime: str = ""
     gives_up: bool = True
     learned: bool = False
+    turned: bool = False
     settles: bool = False
     ceiling: float = inf
     bonds: str = ""
+    start: np.ndarray | None = None
     frames: Frames | None = None
 
     @property
     def score_calls(self) -> int:
         """Score calls spent so far."""
         return self.walk.score_calls
+
+    @property
+    def formed(self) -> bool:
+        """Its structure is no longer that of atoms at random: sampled, settled, or made from a known one."""
+        return self.turned or self.score_calls > 0
 
     @property
     def needs(self) -> Need:
@@ -136,6 +148,8 @@ class Trial:
         self.ended, self.reason, self.converged = ended, reason, converged
         if ended not in (Ended.KNOWN, Ended.HEADING, Ended.MINIMUM):
             self.known = None
+        if ended not in (Ended.HEADING, Ended.MINIMUM):
+            self.start = None
         end = self.sampled() if atoms is None else atoms.copy()
         if energy is not None and np.isfinite(energy):
             end.calc = SinglePointCalculator(end, energy=float(energy), forces=forces, stress=stress)

@@ -71,6 +71,8 @@ def end_of(number: int, minima: int) -> SimpleNamespace:
         regime="hot",
         bonds="",
         reason="",
+        start=None,
+        frames=None,
     )
 
 

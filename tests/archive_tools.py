@@ -43,6 +43,7 @@ def ended_trial(number, ended=Ended.MINIMUM, reason="", energy=-1.0, known=None,
         reason=reason,
         regime=regime,
         bonds=bonds,
+        start=rng.normal(size=(4, 3)).astype(np.float32) if ended is Ended.MINIMUM and known is None else None,
         frames=Frames.of([tuple(rng.normal(size=(2, 4, 3))) for _ in range(number + 1)]),
     )
 

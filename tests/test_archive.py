@@ -406,6 +406,9 @@ def test_every_record_comes_back_as_it_was(path):
         (2, False),
         (3, False),
     ]
+    (there,), (here,) = (each.starts(each.records).values() for each in (again, archive))
+    np.testing.assert_array_equal(there.positions, here.positions)
+    np.testing.assert_array_equal(here.positions, trials[0].start)
     with pytest.raises(KeyError):
         again.atoms_of(9)
 

@@ -150,3 +150,38 @@ def test_once_dull_bonds_are_worth_it_none_is_left_for_them(monkeypatch):
     monkeypatch.setattr(Ledger, "second_looks", lambda self, waiting: SecondLooks(dull=True))
     assert Ended.FAMILIAR in with_dull
     assert Ended.FAMILIAR not in searched()
+
+
+def test_what_begins_where_another_relaxation_began_is_known_and_survives_a_restart(tmp_path):
+    from conftest import GaussianScore, Harmonic
+
+    wide = molecule("H2O")  # far from where learned forces take water, so that no sample looks like the end
+    wide.set_angle(1, 0, 2, 165)
+    score = GaussianScore(molecule("H2O").positions, spread=0.02)
+    keywords = {"calculator": Harmonic(wide.positions), "score": score, "coupling": Diffusion()}
+
+    def searched(database, *parts):
+        for trials in parts:
+            search = GenerativeRSS("H2O", **keywords, database=tmp_path / database)
+            search.run(trials=trials)
+        return search, sorted((r.number, r.ended, r.reason, r.force_calls) for r in search.archive.records)
+
+    whole, told = searched("whole.db", 160)
+    assert told == searched("resumed.db", 70, 101, 160)[1]
+    alike = [reason for number, ended, reason, calls in told if reason.startswith("begins like trial")]
+    assert len(alike) > 40
+    assert alike[0].endswith("which led to the end of trial 0")
+    assert sum(whole.hits) == sum(r.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING) for r in whole.archive.records)
+
+
+def test_a_start_is_recalled_only_where_it_is_all_but_the_same():
+    memory = Memory(Comparison.searching())
+    start = molecule("CH3CH2OH")
+    memory.remember_start(start, 4, 1)
+    close, farther = start.copy(), start.copy()
+    close.rattle(0.005, seed=1)
+    farther.rattle(0.05, seed=1)
+    look = memory.look_at(close, before=9)
+    assert (look.known, look.why) == (1, "begins like trial 4, which led to the end of trial 1")
+    assert memory.look_at(close, before=4).known is None
+    assert memory.look_at(farther, before=9).known is None

@@ -1,0 +1,53 @@
+"""Parts of molecules, turned about a bond."""
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ase_gss.bonds import bonding_graph, graph_key, overlapping
+from ase_gss.minima import Comparison
+from ase_gss.turning import turned
+
+NAMES = ("CH3CH2OH", "CH3CONH2", "trans-butane", "CH3CH2OCH3", "H2O2", "CH3COCl")
+
+
+@given(st.sampled_from(NAMES), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=60)
+def test_bonds_keep_their_lengths_and_nothing_lies_on_another(name, seed):
+    atoms = molecule(name)
+    before = atoms.positions.copy()
+    new = turned(atoms, np.random.default_rng(seed))
+    for i, j in bonding_graph(atoms).edges:
+        assert new.get_distance(i, j) == pytest.approx(atoms.get_distance(i, j), abs=1e-9)
+    assert overlapping(new) is None
+    np.testing.assert_array_equal(atoms.positions, before)
+    assert (new.numbers == atoms.numbers).all()
+
+
+def test_the_same_stream_turns_the_same():
+    a, b = (turned(molecule("CH3CH2OH"), np.random.default_rng(3)) for _ in range(2))
+    np.testing.assert_array_equal(a.positions, b.positions)
+
+
+def test_all_conformers_of_a_chain_are_reached():
+    comparison, rng = Comparison.searching(), np.random.default_rng(0)
+    trans = molecule("trans-butane")
+    carbons = [i for i in range(14) if trans.numbers[i] == 6]
+    ends = [i for i in carbons if sum(trans.get_distance(i, j) < 1.7 for j in carbons if j != i) == 1]
+    inner = [i for i in carbons if i not in ends]
+    first = next(i for i in inner if trans.get_distance(i, ends[0]) < 1.7)
+    chain = [ends[0], first, next(i for i in inner if i != first), ends[1]]
+    angles = [turned(trans, rng).get_dihedral(*chain) for _ in range(300)]
+    # A third of the bonds is the middle one; its angle is any, but for those at which hydrogens meet.
+    reached, _ = np.histogram(angles, bins=12, range=(0, 360))
+    assert (reached > 0).sum() >= 10
+    key = graph_key(bonding_graph(trans))
+    assert sum(comparison.describe(turned(trans, rng), 0.0).key == key for _ in range(50)) > 25
+
+
+@pytest.mark.parametrize("name", ["H2O", "C6H6", "CO2"])
+def test_what_has_no_bond_to_turn_about_stays_as_it_is(name):
+    atoms = molecule(name)
+    np.testing.assert_array_equal(turned(atoms, np.random.default_rng(0)).positions, atoms.positions)
