@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--regime",
         help="how trials are made: adaptive goes where new minima are met for the fewest force calls (default for "
-        "molecules); or diffusion, hot, hotter, early, again, rss",
+        "molecules); or diffusion, hot, hotter, early, again, turned, rss",
     )
     search.add_argument(
         "--adapt",

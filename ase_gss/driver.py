@@ -324,7 +324,7 @@ class Driver:
                 trial.end(Ended.KNOWN, why)
             else:
                 trial.bonds = ""  # what comes of a lookalike says nothing of others with its bonds
-        elif self.plan.system.knows_bonds and not generation.second_looks.dull:
+        elif self.plan.system.knows_bonds and not generation.second_looks.dull and not trial.turned:
             interest = generation.familiarity.interest(trial.bonds)
             if trial.walk.rng.random() > interest:
                 trial.end(Ended.FAMILIAR, "its bonds are those of samples that were relaxed before")

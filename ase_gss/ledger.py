@@ -201,6 +201,11 @@ class Ledger:
         """Trials that first met the minima within the window, lowest first."""
         return [number for energy, number in self._minima if energy <= self._highest]
 
+    def hits_of_known(self) -> dict[int, int]:
+        """Hits of each minimum within the window, by the trial that first met it, lowest first."""
+        hits = {met.first: met.hits for met in self._met.values()}
+        return {number: hits[number] for number in self.known_minima()}
+
     def only_hits(self) -> dict[str, int]:
         """Of each regime, the trials that are the only hit of a minimum within the window."""
         counts: dict[str, int] = defaultdict(int)

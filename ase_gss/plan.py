@@ -1,6 +1,6 @@
 """What a search does with each trial: checked input, and what suits the system where nothing was given."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -233,7 +233,7 @@ class Plan:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, 0)))
         settling = self.settles_at_once or (self.learns and ledger.lesson > 0)
         chosen = choose(self.regimes, ledger, GENERATION, rng, settling)
-        known = ledger.known_minima()
+        known = ledger.hits_of_known()
         trials = [self.begin(number, chosen[number % GENERATION], known, end_of) for number in numbers]
         for trial in trials:
             if trial.settles:
@@ -241,7 +241,11 @@ class Plan:
         return trials
 
     def begin(
-        self, number: int, regime: Regime | None = None, known: Sequence[int] = (), end_of: Callable | None = None
+        self,
+        number: int,
+        regime: Regime | None = None,
+        known: Mapping[int, int] | None = None,
+        end_of: Callable | None = None,
     ) -> Trial:
         """Trial `number`, at its start; its random stream is from the seed and the number alone.
 
@@ -251,8 +255,10 @@ class Plan:
             Its number.
         regime : Regime, optional
             By default the first.
-        known, end_of : sequence of int, callable
-            Trials that have met the known minima, and what gives their ends.
+        known, end_of : dict, callable
+            Hits of the known minima by the trials that have met them first, and what gives the ends of these. Of those
+            that are turned, a minimum with half the hits is taken twice as often: what all trials meet has been
+            approached from everywhere.
         """
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
         regime = regime or self.regimes[0]
@@ -261,14 +267,15 @@ class Plan:
             if self.starts is not None:
                 atoms, sigma = self.starts[number % len(self.starts)].copy(), self.sigma_start
             else:
-                atoms, sigma = end_of(known[rng.integers(len(known))]).copy(), regime.sigma
+                atoms, sigma = end_of(list(known)[rng.integers(len(known))]).copy(), regime.sigma
                 atoms.calc = None
             if hasattr(schedule, "starting_at") and regime.samples:
                 schedule = schedule.starting_at(sigma)
             walk = system.walk_from(atoms, rng, schedule, coupling)
             walk.scatter(sigma)
         elif regime.start == TURNED and known:
-            atoms = turned(end_of(known[rng.integers(len(known))]), rng)
+            rarity = 1 / np.array(list(known.values()))
+            atoms = turned(end_of(list(known)[rng.choice(len(known), p=rarity / rarity.sum())]), rng)
             walk = system.walk_from(atoms, rng, schedule, coupling)
         elif regime.start in (NOISE, KNOWN):
             atoms, walk = system.walk_from_noise(rng, schedule, coupling)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ase_gss.coupling import Diffusion
 from ase_gss.ledger import MARGIN, Entry, Ledger
-from ase_gss.regimes import KNOWN, NOISE, Regime, choose
+from ase_gss.regimes import KNOWN, NOISE, TURNED, Regime, choose
 from ase_gss.schedule import Schedule
 
 A, B = (Regime(name, Diffusion(), Schedule(), NOISE) for name in "AB")
@@ -91,12 +91,25 @@ def test_what_is_tried_without_hope_costs_the_same_in_every_way():
     assert 0.8 < chosen.count("C") / chosen.count("B") < 1.25
 
 
+def test_hits_of_the_known_minima_come_lowest_first_and_none_from_above_the_window():
+    met = [(0, 1.0), (1, 0.5), (0, 1.0), (2, 9.0), (0, 1.0)]
+    ledger = ledger_of(*(Entry(n, "A", 10, *minimum) for n, minimum in enumerate(met)), window=5.0)
+    assert list(ledger.hits_of_known().items()) == [(1, 1), (0, 3)]
+
+
 def test_nothing_starts_from_known_minima_before_there_are_any():
     again = Regime("again", Diffusion(), Schedule(), KNOWN, sigma=1.0)
     rng = np.random.default_rng(0)
     assert {regime.name for regime in choose([A, again], Ledger(), 100, rng)} == {"A"}
     known = ledger_of(Entry(0, "A", 10, minimum=0, energy=0.0))
     assert {regime.name for regime in choose([A, again], known, 100, rng)} == {"A", "again"}
+
+
+def test_turning_known_minima_needs_no_learned_forces_to_be_tried():
+    settled, turns = replace(A, name="settled", settled=True), Regime("turned", Diffusion(), Schedule(), TURNED)
+    ledger = ledger_of(Entry(0, "settled", 10, minimum=0, energy=0.0))
+    chosen = [regime.name for regime in choose([A, settled, turns], ledger, 1000, np.random.default_rng(0), True)]
+    assert chosen.count("turned") > 200 > 50 > chosen.count("A")
 
 
 def test_regimes_without_learned_forces_wait_until_they_have_shown_that_they_do_better():

@@ -6,6 +6,7 @@ from ase.build import molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ase_gss import GenerativeRSS
 from ase_gss.bonds import bonding_graph, graph_key, overlapping
 from ase_gss.minima import Comparison
 from ase_gss.turning import turned
@@ -51,3 +52,13 @@ def test_all_conformers_of_a_chain_are_reached():
 def test_what_has_no_bond_to_turn_about_stays_as_it_is(name):
     atoms = molecule(name)
     np.testing.assert_array_equal(turned(atoms, np.random.default_rng(0)).positions, atoms.positions)
+
+
+def test_what_few_trials_have_met_is_turned_more_often():
+    plan = GenerativeRSS("C2H6O", "lj", regime="turned").plan
+    ends = {0: molecule("CH3CH2OH"), 1: molecule("CH3OCH3")}
+    bonds = {graph_key(bonding_graph(atoms)): number for number, atoms in ends.items()}
+    begun = [plan.begin(number, known={0: 3, 1: 27}, end_of=ends.get) for number in range(200)]
+    parents = [bonds[graph_key(bonding_graph(trial.atoms))] for trial in begun]
+    assert parents.count(0) / 200 == pytest.approx(0.9, abs=0.06)
+    assert not plan.begin(0).turned  # as long as nothing is known it begins with atoms at random
