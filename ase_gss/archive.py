@@ -232,14 +232,7 @@ class Archive:
         ArchiveError
             Where the database cannot be read.
         """
-        calls, numbers = 0, []
-        for record in sorted(self.records, key=lambda record: -record.number):
-            if record.number < below and record.force_calls:
-                calls += record.force_calls
-                if calls > most:
-                    break
-                numbers.append(record.number)
-        numbers.reverse()
+        numbers = _last_relaxed(self.records, below, most)
         if self._database is None:
             yield from (self._frames[number] for number in numbers if number in self._frames)
             return
@@ -414,3 +407,15 @@ class Archive:
             self._refined_rows.pop(refined.number, None)
             if refined.ended is Ended.MINIMUM:
                 self._refined_rows[refined.number] = row
+
+
+def _last_relaxed(records: Iterable[Record], below: int, most: int) -> list[int]:
+    """Numbers of the last trials below this number that have cost up to `most` force calls together."""
+    calls, numbers = 0, []
+    for record in sorted(records, key=lambda record: -record.number):
+        if record.number < below and record.force_calls:
+            calls += record.force_calls
+            if calls > most:
+                break
+            numbers.append(record.number)
+    return numbers[::-1]

@@ -75,7 +75,7 @@ class Driver:
         self._finished: list[Trial] = []
         done = archive.numbers
         gap = next(number for number in count() if number not in done)
-        self.found = Found(archive, below=gap)
+        self.found = Found(archive, below=gap, starts=True)
         self._waiting: dict[int, tuple[Record, Atoms | None, Atoms | None]] = {}
         self._wait(record for record in archive.records if record.number > gap)
         self._last_write = self._last_heartbeat = time.monotonic()
@@ -179,8 +179,8 @@ class Driver:
             adaptive = len(self.plan.regimes) > 1 and self.plan.system.knows_bonds
             second_looks = self.found.ledger.second_looks(LAG * GENERATION) if adaptive else SecondLooks()
             begun = self.plan.begin_generation(index, numbers, self.found.ledger, self.archive.atoms_of)
-            # What is turned needs no sampling either, but is looked at by those who have sampled.
-            ready = [trial.number for trial in begun if trial.needs is Need.RELAXATION and not trial.turned]
+            # What is turned goes along with those to be sampled, to be looked at like them.
+            ready = [each.number for each in begun if each.needs is Need.RELAXATION and each.parent is None]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
             lesson = self._lessons.for_trials(begun)
@@ -324,11 +324,11 @@ class Driver:
                 trial.end(Ended.KNOWN, why)
             else:
                 trial.bonds = ""  # what comes of a lookalike says nothing of others with its bonds
-        elif self.plan.system.knows_bonds and not generation.second_looks.dull and not trial.turned:
+        elif self.plan.system.knows_bonds and not generation.second_looks.dull and trial.parent is None:
             interest = generation.familiarity.interest(trial.bonds)
             if trial.walk.rng.random() > interest:
                 trial.end(Ended.FAMILIAR, "its bonds are those of samples that were relaxed before")
-        if trial.known is None and self.found.memory.compares_starts:
+        if trial.needs is Need.RELAXATION and trial.known is None and self.found.memory.compares_starts:
             trial.start = trial.walk.positions.astype(np.float32)
 
     def _lost(self, job: Job, lost: WorkerLost) -> list[Trial]:

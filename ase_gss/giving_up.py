@@ -30,7 +30,7 @@ class GivingUp:
     Parameters
     ----------
     sampled : bool
-        A score has made the structure, or learned forces have settled it; it is not as random as it may have begun.
+        A score has made the structure, learned forces have settled it, or it is a known one turned: it is not random.
     known : KnownEnds, optional
         What may be recognised; by default nothing.
     ceiling : float

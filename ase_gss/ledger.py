@@ -49,6 +49,10 @@ class Entry:
         It was relaxed to its minimum.
     lookalike : bool
         So it was although it looked like a known one.
+    parent : int or None
+        Index of the minimum that it was made from by turning a part of it.
+    turnable : bool
+        The minimum has a part to turn.
     """
 
     number: int
@@ -59,6 +63,8 @@ class Entry:
     bonds: str = ""
     came: bool = True
     lookalike: bool = False
+    parent: int | None = None
+    turnable: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,8 +164,10 @@ class Ledger:
             self.force_calls[entry.regime] += entry.force_calls
         new = entry.minimum is not None and entry.minimum not in self._met
         if new:
-            self._met[entry.minimum] = Met(entry.number, entry.energy)
+            self._met[entry.minimum] = Met(entry.number, entry.energy, turnable=entry.turnable)
         self._appraise(entry)
+        if entry.parent is not None:
+            self._met[entry.parent].turned += 1
         if entry.bonds:
             if entry.bonds not in self._relaxed:
                 self._unknown += 1
@@ -201,10 +209,12 @@ class Ledger:
         """Trials that first met the minima within the window, lowest first."""
         return [number for energy, number in self._minima if energy <= self._highest]
 
-    def hits_of_known(self) -> dict[int, int]:
-        """Hits of each minimum within the window, by the trial that first met it, lowest first."""
-        hits = {met.first: met.hits for met in self._met.values()}
-        return {number: hits[number] for number in self.known_minima()}
+    def visits_to_turnable(self) -> dict[int, int]:
+        """How often trials have met, or begun with, each of the known minima that have a part to turn.
+
+        The keys are the trials that have met them first.
+        """
+        return {m.first: m.visits for m in self._met.values() if m.turnable and m.energy <= self._highest}
 
     def only_hits(self) -> dict[str, int]:
         """Of each regime, the trials that are the only hit of a minimum within the window."""

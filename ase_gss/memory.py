@@ -98,7 +98,7 @@ class Memory:
     Bonding graphs and distances are compared as for ends, energies not at all. Of 192 hot samples each (GFN2-xTB) this
     recognised 96 of 140 repeats of C3H6O, 33 of 72 of C2H4O3 and 34 of 79 of C2H6OS, and took 1, 2 and 0 for known that
     would have been new minima. Comparing with earlier samples as loosely recognised far more, but found fewer minima
-    for the same force calls: of those only all but the same are recognised, what learned forces have led to one place.
+    for the same force calls: so of these only those are recognised that learned forces have led to the same place.
 
     Parameters
     ----------
@@ -155,6 +155,8 @@ class Memory:
         why = f"looks like the end of trial {known}"
         if known is None and self._starts is not None:
             alike = self._starts.find(described, before)
+            # Where searches share a database, it may have led to what another trial, a later one, had met before.
             known = self._led_to.get(alike)
+            known = known if known is not None and known < before else None
             why = f"begins like trial {alike}, which led to the end of trial {known}"
         return Look(known, "" if known is None else why, described.key)

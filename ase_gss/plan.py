@@ -233,8 +233,8 @@ class Plan:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, 0)))
         settling = self.settles_at_once or (self.learns and ledger.lesson > 0)
         chosen = choose(self.regimes, ledger, GENERATION, rng, settling)
-        known = ledger.hits_of_known()
-        trials = [self.begin(number, chosen[number % GENERATION], known, end_of) for number in numbers]
+        there = ledger.known_minima(), ledger.visits_to_turnable(), end_of
+        trials = [self.begin(number, chosen[number % GENERATION], *there) for number in numbers]
         for trial in trials:
             if trial.settles:
                 trial.ceiling = ledger.ceiling
@@ -244,7 +244,8 @@ class Plan:
         self,
         number: int,
         regime: Regime | None = None,
-        known: Mapping[int, int] | None = None,
+        known: Sequence[int] = (),
+        turnable: Mapping[int, int] | None = None,
         end_of: Callable | None = None,
     ) -> Trial:
         """Trial `number`, at its start; its random stream is from the seed and the number alone.
@@ -255,27 +256,31 @@ class Plan:
             Its number.
         regime : Regime, optional
             By default the first.
-        known, end_of : dict, callable
-            Hits of the known minima by the trials that have met them first, and what gives the ends of these. Of those
-            that are turned, a minimum with half the hits is taken twice as often: what all trials meet has been
-            approached from everywhere.
+        known : sequence of int
+            Trials that have met the known minima.
+        turnable : dict, optional
+            Visits to those that have a part to turn. One with half the visits is taken twice as often: what all trials
+            meet has been approached from everywhere.
+        end_of : callable
+            Gives the ends of these trials.
         """
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
         regime = regime or self.regimes[0]
-        coupling, schedule, system = regime.coupling, regime.schedule, self.system
+        coupling, schedule, system, parent = regime.coupling, regime.schedule, self.system, None
         if self.starts is not None or (regime.start == KNOWN and known):
             if self.starts is not None:
                 atoms, sigma = self.starts[number % len(self.starts)].copy(), self.sigma_start
             else:
-                atoms, sigma = end_of(list(known)[rng.integers(len(known))]).copy(), regime.sigma
+                atoms, sigma = end_of(known[rng.integers(len(known))]).copy(), regime.sigma
                 atoms.calc = None
             if hasattr(schedule, "starting_at") and regime.samples:
                 schedule = schedule.starting_at(sigma)
             walk = system.walk_from(atoms, rng, schedule, coupling)
             walk.scatter(sigma)
-        elif regime.start == TURNED and known:
-            rarity = 1 / np.array(list(known.values()))
-            atoms = turned(end_of(list(known)[rng.choice(len(known), p=rarity / rarity.sum())]), rng)
+        elif regime.start == TURNED and turnable:
+            rarity = 1 / np.array(list(turnable.values()))
+            parent = list(turnable)[rng.choice(len(turnable), p=rarity / rarity.sum())]
+            atoms = turned(end_of(parent), rng)
             walk = system.walk_from(atoms, rng, schedule, coupling)
         elif regime.start in (NOISE, KNOWN):
             atoms, walk = system.walk_from_noise(rng, schedule, coupling)
@@ -292,7 +297,7 @@ class Plan:
             gives_up=regime.gives_up,
             learned=regime.learned,
             settles=regime.settled,
-            turned=regime.start == TURNED and bool(known),
+            parent=parent,
         )
 
 

@@ -24,7 +24,7 @@ class Record:
         As in `Trial`.
     energy : float or None
         eV, where it is known.
-    known : int or None
+    known, parent : int or None
         As in `Trial`.
     regime : str
         As in `Trial`; empty where there is none.
@@ -40,6 +40,7 @@ class Record:
     converged: bool
     energy: float | None
     known: int | None = None
+    parent: int | None = None
     regime: str = ""
     bonds: str = ""
 
@@ -92,6 +93,7 @@ def record_of(trial: Trial) -> Record:
         converged=bool(trial.converged),
         energy=float(trial.atoms.get_potential_energy()) if trial.atoms.calc is not None else None,
         known=trial.known,
+        parent=trial.parent,
         regime=intern(trial.regime),
         bonds=intern(trial.bonds),
     )
@@ -107,7 +109,7 @@ def values_of(trial: Trial, seed: int) -> dict[str, Any]:
         "ended": str(trial.ended),
         "reason": _text(trial.reason),
         "converged": bool(trial.converged),
-        **({} if trial.known is None else {"known": trial.known}),
+        **{name: value for name in ("known", "parent") if (value := getattr(trial, name)) is not None},
         "force_calls": trial.force_calls,
         "score_calls": trial.score_calls,
         **({"regime": trial.regime} if trial.regime else {}),
@@ -138,6 +140,7 @@ def record_of_values(values: dict[str, Any], energy: float | None) -> Record:
         converged=bool(values["converged"]),
         energy=energy,
         known=values.get("known"),
+        parent=values.get("parent"),
         regime=intern(values.get("regime", "")),
         bonds=intern(values.get("bonds", "")),
     )

@@ -90,8 +90,8 @@ def choose(
     Parameters
     ----------
     regimes : sequence of Regime
-        To choose from; those that start from known minima only where there are any, and those whose score learns only
-        after a lesson.
+        To choose from; those that start from known minima, or turn them, only where there are any to take, and those
+        whose score learns only after a lesson.
     ledger : Ledger
         What they have cost and found.
     n : int
@@ -102,7 +102,8 @@ def choose(
         There are learned forces.
     """
     usable = [each for each in regimes if (ledger.lesson or not each.learned) and (settling or not each.settled)]
-    usable = [each for each in usable if each.start not in (KNOWN, TURNED) or ledger.known_minima()] or usable
+    there = {KNOWN: ledger.known_minima(), TURNED: ledger.visits_to_turnable()}
+    usable = [regime for regime in usable if there.get(regime.start, True)] or usable
     only = ledger.only_hits()
     once = np.array([only.get(regime.name, 0) for regime in usable])
     trials = np.array([ledger.trials.get(each.name, 0) for each in usable])

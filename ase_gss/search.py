@@ -88,10 +88,10 @@ class GenerativeRSS:
     fragments : bool
         Keep ends that are not in one piece.
     recognise : bool
-        End a sampled structure without a force call where it looks like a minimum of an earlier generation, and a
-        molecule's relaxation where it comes close to one; that counts as a hit. Leave molecules, too, whose bonds
-        promise nothing new. An adaptive search relaxes both once they promise as much as it has brought of late. What
-        is in pieces is given up in any case.
+        End a sampled structure without a force call where it looks like a minimum of an earlier generation, or begins
+        where a relaxation to one has begun, and a molecule's relaxation where it comes close to one; that counts as a
+        hit. Leave molecules, too, whose bonds promise nothing new. An adaptive search relaxes all these once they
+        promise as much as it has brought of late. What is in pieces is given up in any case.
     mirror_images_are_one : bool
         Count a structure and its mirror image once.
     refine : bool

@@ -58,8 +58,8 @@ class Trial:
     converged : bool
         The largest force at the end is below fmax.
     known : int or None
-        Trial whose end the sampled structure, or one on its way to a minimum, looks like. A trial that ended in a
-        minimum was relaxed although it looked so; of the others only those have it that ended for it.
+        Trial to whose end its structure, or one on its way to a minimum, is supposed to come, for what it looks like. A
+        trial that ended in a minimum was relaxed all the same; of the others only those have it that ended for it.
     spared : frozenset of int
         Trials whose ends its relaxation is not given up for.
     reason : str
@@ -70,8 +70,8 @@ class Trial:
         A molecule that falls apart in the hand-off, or heads for a known end, is given up.
     learned : bool
         It is sampled with the score that the search has adapted.
-    turned : bool
-        It begins with a known minimum of which a part is turned.
+    parent : int or None
+        Trial whose end it begins with, a part of it turned.
     settles : bool
         What it has sampled is still to be relaxed with learned forces.
     ceiling : float
@@ -97,7 +97,7 @@ class Trial:
     regime: str = ""
     gives_up: bool = True
     learned: bool = False
-    turned: bool = False
+    parent: int | None = None
     settles: bool = False
     ceiling: float = inf
     bonds: str = ""
@@ -112,7 +112,7 @@ class Trial:
     @property
     def formed(self) -> bool:
         """Its structure is no longer that of atoms at random: sampled, settled, or made from a known one."""
-        return self.turned or self.score_calls > 0
+        return self.parent is not None or self.score_calls > 0
 
     @property
     def needs(self) -> Need:

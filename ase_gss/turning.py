@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from ase_gss.bonds import bonding_graph, overlapping
 
-#: rad: the axis of a bond leans by so much, as a standard deviation; what holds a complex together gives way.
+#: rad: what is turned leans by so much, too, about any axis (root mean square).
 LEANING = 0.3
 #: Turns that are tried until no atoms lie on one another.
 _TRIES = 20
@@ -27,7 +27,7 @@ def turned(atoms: Atoms, rng: np.random.Generator) -> Atoms:
         Source of all randomness.
     """
     new = Atoms(atoms.numbers, positions=atoms.positions)
-    bonds = _turnable(atoms)
+    bonds = turnable_bonds(bonding_graph(atoms))
     for _ in range(_TRIES if bonds else 0):
         here, there, behind = bonds[rng.integers(len(bonds))]
         axis = atoms.positions[there] - atoms.positions[here]
@@ -41,9 +41,9 @@ def turned(atoms: Atoms, rng: np.random.Generator) -> Atoms:
     return Atoms(atoms.numbers, positions=atoms.positions)
 
 
-def _turnable(atoms: Atoms) -> list[tuple[int, int, list[int]]]:
+def turnable_bonds(graph: nx.Graph) -> list[tuple[int, int, list[int]]]:
     """The bonds to turn about, each with the atom that stays, the one that is turned, and all that turn with it."""
-    graph, bonds = bonding_graph(atoms), []
+    bonds = []
     for bond in nx.bridges(graph):
         rest = graph.copy()
         rest.remove_edge(*bond)

@@ -3,8 +3,8 @@
 A search that leaves all that looks known is cheap as long as there is enough else. Once that becomes rare, what was
 left is the better bargain: of lookalikes, some end elsewhere after all, or in a conformer that the search's own
 comparison does not tell from the first. So each is taken as soon as it promises as many new minima for a force call as
-the search has brought of late, on the whole: the marginal value theorem of foraging [1]_. So is what a relaxation still
-takes that heads for what is known.
+the search has brought of late, on the whole: the marginal value theorem of foraging [1]_. Relaxations that begin
+otherwise and head for what is known are finished by the same rule, as if the whole of them were still to come.
 
 References
 ----------
@@ -46,14 +46,23 @@ class Met:
         Trial that met it first.
     energy : float
         Of that trial's end, as minima are ranked.
-    came, hits : int
-        Relaxations that have come to it, and trials that have met it in any way.
+    came, hits, turned : int
+        Relaxations that have come to it, trials that have met it in any way, and those that began with it turned.
+    turnable : bool
+        It has a part to turn.
     """
 
     first: int
     energy: float
     came: int = 0
     hits: int = 0
+    turned: int = 0
+    turnable: bool = False
+
+    @property
+    def visits(self) -> int:
+        """Trials that have met it, or begun with it turned."""
+        return self.hits + self.turned
 
 
 class GoingRate:
@@ -125,6 +134,6 @@ def second_looks(
     """
     most = VARIETY * (1 / (rate * cost) - 1)  # where the chance of another, for what a relaxation costs, is the rate
     shares = {
-        met.first: min(1.0, (most - met.came) / (waiting * met.hits / trials)) for met in minima if met.came < most
+        met.first: min(1.0, (most - met.came) / (waiting * met.visits / trials)) for met in minima if met.came < most
     }
     return SecondLooks(shares, dull >= rate)

@@ -68,6 +68,7 @@ def end_of(number: int, minima: int) -> SimpleNamespace:
         ended=Ended.MINIMUM,
         converged=True,
         known=None,
+        parent=None,
         regime="hot",
         bonds="",
         reason="",

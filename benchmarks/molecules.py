@@ -186,7 +186,8 @@ def ends_of_database(path: Path) -> list[End]:
     calls, ends = 0, []
     for record, atoms in Archive(path, must_exist=True).ends():
         calls += record.force_calls
-        ends.append(End(record.number, calls, atoms, record.energy, record.ended is Ended.MINIMUM, record.known))
+        known = None if record.known == record.parent else record.known
+        ends.append(End(record.number, calls, atoms, record.energy, record.ended is Ended.MINIMUM, known))
     return ends
 
 

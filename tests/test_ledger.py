@@ -91,10 +91,15 @@ def test_what_is_tried_without_hope_costs_the_same_in_every_way():
     assert 0.8 < chosen.count("C") / chosen.count("B") < 1.25
 
 
-def test_hits_of_the_known_minima_come_lowest_first_and_none_from_above_the_window():
+def test_visits_count_hits_and_turns_of_what_can_be_turned_within_the_window():
     met = [(0, 1.0), (1, 0.5), (0, 1.0), (2, 9.0), (0, 1.0)]
-    ledger = ledger_of(*(Entry(n, "A", 10, *minimum) for n, minimum in enumerate(met)), window=5.0)
-    assert list(ledger.hits_of_known().items()) == [(1, 1), (0, 3)]
+    turnable = [Entry(n, "A", 10, *minimum, turnable=True) for n, minimum in enumerate(met)]
+    ledger = ledger_of(*turnable, Entry(5, "A", 10, 3, 0.7), window=5.0)
+    assert ledger.visits_to_turnable() == {0: 3, 1: 1}
+    ledger.enter(Entry(10**9, "B", 0, parent=1))  # turned, and back again: no hit, but a visit
+    ledger.advance(before=2 * 10**9)
+    assert ledger.visits_to_turnable() == {0: 3, 1: 2}
+    assert ledger.only_hits() == {"A": 2}
 
 
 def test_nothing_starts_from_known_minima_before_there_are_any():
@@ -107,9 +112,13 @@ def test_nothing_starts_from_known_minima_before_there_are_any():
 
 def test_turning_known_minima_needs_no_learned_forces_to_be_tried():
     settled, turns = replace(A, name="settled", settled=True), Regime("turned", Diffusion(), Schedule(), TURNED)
-    ledger = ledger_of(Entry(0, "settled", 10, minimum=0, energy=0.0))
-    chosen = [regime.name for regime in choose([A, settled, turns], ledger, 1000, np.random.default_rng(0), True)]
-    assert chosen.count("turned") > 200 > 50 > chosen.count("A")
+
+    def chosen(turnable):
+        ledger = ledger_of(Entry(0, "settled", 10, minimum=0, energy=0.0, turnable=turnable))
+        return [regime.name for regime in choose([A, settled, turns], ledger, 1000, np.random.default_rng(0), True)]
+
+    assert chosen(True).count("turned") > 200 > 50 > chosen(True).count("A")
+    assert "turned" not in chosen(False)
 
 
 def test_regimes_without_learned_forces_wait_until_they_have_shown_that_they_do_better():

@@ -174,7 +174,7 @@ def test_what_begins_where_another_relaxation_began_is_known_and_survives_a_rest
     assert sum(whole.hits) == sum(r.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING) for r in whole.archive.records)
 
 
-def test_a_start_is_recalled_only_where_it_is_all_but_the_same():
+def test_a_start_is_recalled_only_where_it_is_nearly_the_same_and_its_end_is_known():
     memory = Memory(Comparison.searching())
     start = molecule("CH3CH2OH")
     memory.remember_start(start, 4, 1)
@@ -185,3 +185,7 @@ def test_a_start_is_recalled_only_where_it_is_all_but_the_same():
     assert (look.known, look.why) == (1, "begins like trial 4, which led to the end of trial 1")
     assert memory.look_at(close, before=4).known is None
     assert memory.look_at(farther, before=9).known is None
+    ether = molecule("CH3OCH3")  # another search had met the same minimum before, in a later trial
+    memory.remember_start(ether, 4, 205)
+    assert memory.look_at(ether, before=160).known is None
+    assert memory.look_at(ether, before=208).known == 205

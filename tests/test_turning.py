@@ -58,7 +58,8 @@ def test_what_few_trials_have_met_is_turned_more_often():
     plan = GenerativeRSS("C2H6O", "lj", regime="turned").plan
     ends = {0: molecule("CH3CH2OH"), 1: molecule("CH3OCH3")}
     bonds = {graph_key(bonding_graph(atoms)): number for number, atoms in ends.items()}
-    begun = [plan.begin(number, known={0: 3, 1: 27}, end_of=ends.get) for number in range(200)]
+    begun = [plan.begin(number, known=[0, 1], turnable={0: 3, 1: 27}, end_of=ends.get) for number in range(200)]
     parents = [bonds[graph_key(bonding_graph(trial.atoms))] for trial in begun]
     assert parents.count(0) / 200 == pytest.approx(0.9, abs=0.06)
-    assert not plan.begin(0).turned  # as long as nothing is known it begins with atoms at random
+    assert {0, 1} == {trial.parent for trial in begun}
+    assert plan.begin(0).parent is None  # as long as nothing is known it begins with atoms at random
