@@ -158,7 +158,7 @@ def test_with_a_higher_limit_it_goes_on():
     assert tolerant.trials == 40
 
 
-@pytest.mark.parametrize("regime", ["early", "again"])
+@pytest.mark.parametrize("regime", ["early", "again", "turned"])
 def test_a_regime_by_name_is_the_only_one(regime):
     done = search(regime=regime)
     done.run(trials=20)

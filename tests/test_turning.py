@@ -6,9 +6,10 @@ from ase.build import molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ase_gss import GenerativeRSS
+from ase_gss import GenerativeRSS, load_forces
 from ase_gss.bonds import bonding_graph, graph_key, overlapping
 from ase_gss.minima import Comparison
+from ase_gss.trial import Ended
 from ase_gss.turning import turned
 
 NAMES = ("CH3CH2OH", "CH3CONH2", "trans-butane", "CH3CH2OCH3", "H2O2", "CH3COCl")
@@ -63,3 +64,40 @@ def test_what_few_trials_have_met_is_turned_more_often():
     assert parents.count(0) / 200 == pytest.approx(0.9, abs=0.06)
     assert {0, 1} == {trial.parent for trial in begun}
     assert plan.begin(0).parent is None  # as long as nothing is known it begins with atoms at random
+
+
+@pytest.fixture(scope="module")
+def searched():
+    """An adaptive search on the learned forces, which settle what is sampled, too."""
+    search = GenerativeRSS("C2H6O2", learned_forces, adapt=False)
+    search.run(trials=112)
+    return search
+
+
+def learned_forces():
+    return load_forces("molecules-forces")
+
+
+def test_turned_trials_of_a_search_meet_conformers_and_those_that_look_known_cost_nothing(searched):
+    turns = [record for record in searched.archive.records if record.parent is not None]
+    assert {record.regime for record in turns} == {"turned", "settled-turned"}
+    assert any(record.ended is Ended.MINIMUM for record in turns)
+    assert not any(record.ended is Ended.FAMILIAR for record in turns)
+    assert not any(record.force_calls for record in turns if record.ended is Ended.KNOWN)
+
+
+def test_to_turn_back_is_no_hit(searched):
+    met = [r for r in searched.archive.records if r.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING)]
+    back = [r for r in met if r.ended is not Ended.MINIMUM and r.known == r.parent]
+    assert back
+    assert sum(searched.hits) == len(met) - len(back)
+
+
+def test_workers_turn_the_same(searched):
+    other = GenerativeRSS("C2H6O2", learned_forces, adapt=False, workers=2)
+    other.run(trials=112)
+    one, two = (
+        sorted((r.number, r.regime, r.parent, r.ended, r.force_calls) for r in each.archive.records)
+        for each in (searched, other)
+    )
+    assert one == two
