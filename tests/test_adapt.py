@@ -169,13 +169,13 @@ def test_a_lesson_that_is_lost_is_given_again(quick, monkeypatch):
     whole = GenerativeRSS("CH2O", "emt", seed=3)
     whole.run(trials=96)
     losing = GenerativeRSS("CH2O", "emt", seed=3)
-    monkeypatch.setattr(losing, "_crew", lambda: Forgetful(losing.plan, 2))
+    monkeypatch.setattr("ase_gss.search.crew_of", lambda plan, *others: Forgetful(plan, 2))
     losing.run(trials=96)
     assert books(losing) == books(whole)
 
 
 def test_where_no_lesson_can_be_given_the_search_says_so(quick, monkeypatch):
     search = GenerativeRSS("CH2O", "emt", seed=3)
-    monkeypatch.setattr(search, "_crew", lambda: Forgetful(search.plan, 10**6))
+    monkeypatch.setattr("ase_gss.search.crew_of", lambda plan, *others: Forgetful(plan, 10**6))
     with pytest.raises(SearchError, match=r"its worker died by signal 9 \(killed\)\): search without adapt"):
         search.run(trials=96)
