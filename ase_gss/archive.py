@@ -10,16 +10,18 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_gss.database import SCHEMA, ArchiveError, as_dict, database_at
+from ase_gss.database import SCHEMA, ArchiveError, as_dict, database_at, trials_between
 from ase_gss.errors import InputError
 from ase_gss.frames import Frames
 from ase_gss.records import (
     Record,
     Refined,
     data_of,
+    last_relaxed,
     record_of,
     record_of_values,
     refined_of_row,
+    start_of,
     start_of_row,
     values_of,
     values_of_refined,
@@ -134,8 +136,7 @@ class Archive:
         for record, row, trial in zip(new, rows, trials, strict=True):
             self._keep(record, row)
             self._ends[record.number] = trial.atoms
-            start = None if trial.start is None else Atoms(trial.atoms.numbers, positions=trial.start)
-            self._starts[record.number] = start
+            self._starts[record.number] = start_of(trial)
             if self._database is None and trial.frames is not None:
                 self._frames[record.number] = trial.frames
         return new
@@ -195,8 +196,7 @@ class Archive:
         """
         if number in self._ends:
             return self._ends[number]
-        row = self._rows[number]
-        return self._database.rows([row])[row].toatoms()
+        return next(self._rows_of([number]))[1].toatoms()
 
     def ends(self) -> Iterator[tuple[Record, Atoms | None]]:
         """All records by number, those that ended in a minimum with their atoms: read in turn, and not kept."""
@@ -217,8 +217,7 @@ class Archive:
         ArchiveError
             Where the database cannot be read.
         """
-        looked_at = [record for record in records if record.bonds and record.force_calls]
-        numbers = [record.number for record in looked_at if record.ended in (Ended.MINIMUM, Ended.HEADING)]
+        numbers = [record.number for record in records if record.leads_to_a_minimum]
         starts = {number: self._starts[number] for number in numbers if number in self._starts}
         missing = [number for number in numbers if number not in starts]
         starts.update({number: start_of_row(row) for number, row in self._rows_of(missing, include_data=True)})
@@ -232,7 +231,7 @@ class Archive:
         ArchiveError
             Where the database cannot be read.
         """
-        numbers = _last_relaxed(self.records, below, most)
+        numbers = last_relaxed(self.records, below, most)
         if self._database is None:
             yield from (self._frames[number] for number in numbers if number in self._frames)
             return
@@ -370,17 +369,12 @@ class Archive:
         """
         if self._database is None:
             return [None if values.get("trial") in self._rows else 0 for _, values, _ in rows]
-        self._make()
         ids: list[int | None] = []
-        with self._database.transaction() as cursor:
+        with self._writing() as cursor:
             for atoms, values, data in rows:
-                there = None
-                if "trial" in values:
-                    cursor.execute(
-                        "SELECT id FROM number_key_values WHERE key = 'trial' AND value = ?", (values["trial"],)
-                    )
-                    there = cursor.fetchone()
-                ids.append(self._database.ase.write(atoms, data=data, **values) if there is None else None)
+                number = values.get("trial")
+                there = number is not None and trials_between(cursor, number, number + 1)
+                ids.append(None if there else self._database.ase.write(atoms, data=data, **values))
             self._reservations.beat(cursor)
         return ids
 
@@ -407,15 +401,3 @@ class Archive:
             self._refined_rows.pop(refined.number, None)
             if refined.ended is Ended.MINIMUM:
                 self._refined_rows[refined.number] = row
-
-
-def _last_relaxed(records: Iterable[Record], below: int, most: int) -> list[int]:
-    """Numbers of the last trials below this number that have cost up to `most` force calls together."""
-    calls, numbers = 0, []
-    for record in sorted(records, key=lambda record: -record.number):
-        if record.number < below and record.force_calls:
-            calls += record.force_calls
-            if calls > most:
-                break
-            numbers.append(record.number)
-    return numbers[::-1]

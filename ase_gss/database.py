@@ -308,6 +308,14 @@ def _without_password(url: str) -> str:
     return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
 
 
+def trials_between(cursor: Any, start: int, stop: int) -> set[int]:
+    """Numbers of the trials in this range that are in the database."""
+    cursor.execute(
+        "SELECT value FROM number_key_values WHERE key = 'trial' AND value >= ? AND value < ?", (start, stop)
+    )
+    return {int(value) for (value,) in cursor.fetchall()}
+
+
 def as_dict(column: Any) -> dict[str, Any]:
     """The key-value pairs of a row: text in SQLite, decoded already in PostgreSQL."""
     return column if isinstance(column, dict) else json.loads(column)

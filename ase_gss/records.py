@@ -1,5 +1,6 @@
 """What an archive keeps of a finished trial and of a refined minimum, and how it stands in a row of ase.db."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from sys import intern
 from typing import Any
@@ -43,6 +44,11 @@ class Record:
     parent: int | None = None
     regime: str = ""
     bonds: str = ""
+
+    @property
+    def leads_to_a_minimum(self) -> bool:
+        """It began with a structure that was looked at, and its relaxation came to a minimum or headed for one."""
+        return bool(self.bonds and self.force_calls) and self.ended in (Ended.MINIMUM, Ended.HEADING)
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,11 @@ def data_of(trial: Trial) -> dict[str, Any]:
     return data if trial.start is None else {**data, "start_positions": trial.start}
 
 
+def start_of(trial: Trial) -> Atoms | None:
+    """Where the relaxation of this trial has begun, where that is kept."""
+    return None if trial.start is None else Atoms(trial.atoms.numbers, positions=trial.start)
+
+
 def start_of_row(row: AtomsRow) -> Atoms | None:
     """Where the relaxation of the trial that stands in this row has begun, where that was kept."""
     positions = row.data.get("start_positions")
@@ -144,6 +155,18 @@ def record_of_values(values: dict[str, Any], energy: float | None) -> Record:
         regime=intern(values.get("regime", "")),
         bonds=intern(values.get("bonds", "")),
     )
+
+
+def last_relaxed(records: Iterable[Record], below: int, most: int) -> list[int]:
+    """Numbers of the last trials below this number that have cost up to `most` force calls together."""
+    calls, numbers = 0, []
+    for record in sorted(records, key=lambda record: -record.number):
+        if record.number < below and record.force_calls:
+            calls += record.force_calls
+            if calls > most:
+                break
+            numbers.append(record.number)
+    return numbers[::-1]
 
 
 def values_of_refined(refined: Refined) -> dict[str, Any]:

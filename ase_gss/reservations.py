@@ -11,6 +11,8 @@ from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
 
+from ase_gss.database import trials_between
+
 #: Seconds after its last sign of life at which a search on another host counts as dead.
 LIFETIME = 600.0
 
@@ -103,7 +105,7 @@ class Reservations:
             stop = start + size if last is None else min(start + size, last)
             free = [n for n in range(start, stop) if n not in finished and not any(n in numbers for numbers in taken)]
             if free and cursor is not None:  # others may have finished some that are not known here yet
-                elsewhere = _finished_between(cursor, start, stop)
+                elsewhere = trials_between(cursor, start, stop)
                 free = [number for number in free if number not in elsewhere]
             if free:
                 # One range without those of others in between, who may have generations of another size.
@@ -119,14 +121,6 @@ class Reservations:
             return any(reservations.owner == owner for reservations in _alive_here)
         number, _, _ = process.partition(" ")
         return _process(int(number)) == process
-
-
-def _finished_between(cursor: Any, start: int, stop: int) -> set[int]:
-    """Numbers of the trials in this range that are in the database."""
-    cursor.execute(
-        "SELECT value FROM number_key_values WHERE key = 'trial' AND value >= ? AND value < ?", (start, stop)
-    )
-    return {int(value) for (value,) in cursor.fetchall()}
 
 
 def _overlap(a: range, b: range) -> bool:

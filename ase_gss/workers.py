@@ -161,9 +161,7 @@ class WorkerPool(Runner):
         atexit.unregister(self.terminate)
 
 
-def crew_of(
-    plan: Plan, workers: int, executor: Any, call_limit: float | None = None, trial_limit: float | None = None
-) -> Runner:
+def crew_of(plan: Plan, workers: int, executor: Any, call_limit: float | None, trial_limit: float | None) -> Runner:
     """Who does the work of a search with these keywords of `GenerativeRSS`."""
     if executor is not None:
         executor = connect_scheduler(executor) if isinstance(executor, str) else executor
