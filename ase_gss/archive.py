@@ -10,7 +10,7 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_gss.database import SCHEMA, ArchiveError, as_dict, database_at, trials_between
+from ase_gss.database import SCHEMA, ArchiveError, Database, as_dict, database_at, trials_between
 from ase_gss.errors import InputError
 from ase_gss.frames import Frames
 from ase_gss.records import (
@@ -130,10 +130,11 @@ class Archive:
         rows = self._write([(trial.atoms, values_of(trial, seed), data_of(trial)) for trial in trials])
         if self._database is not None:
             self._ends, self._starts = {}, {}
-        if None in rows:
+        if None in rows and self._database is not None:
             return self.refresh()
-        new = [record_of(trial) for trial in trials]
-        for record, row, trial in zip(new, rows, trials, strict=True):
+        missing = [(row, trial) for row, trial in zip(rows, trials, strict=True) if row is not None]
+        new = [record_of(trial) for _, trial in missing]
+        for record, (row, trial) in zip(new, missing, strict=True):
             self._keep(record, row)
             self._ends[record.number] = trial.atoms
             self._starts[record.number] = start_of(trial)
@@ -267,13 +268,19 @@ class Archive:
         self._reservations.reserved = reserved
         return free
 
-    def heartbeat(self) -> None:
+    def heartbeat(self, database: Database | None = None) -> None:
         """Give a sign of life, so that other hosts do not take over what is reserved here; as `append` does.
 
         To be called every few minutes where no trial is finished.
+
+        Parameters
+        ----------
+        database : Database, optional
+            A connection to the same place, for another thread.
         """
-        if self._reservations.reserved and self._database is not None:
-            with self._database.transaction() as cursor:
+        database = database or self._database
+        if self._reservations.reserved and database is not None:
+            with database.transaction() as cursor:
                 self._reservations.beat(cursor)
 
     def release(self) -> None:

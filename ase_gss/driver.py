@@ -23,8 +23,6 @@ from ase_gss.worth import SecondLooks
 
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
-#: The database is told so often (s) that this search is alive.
-HEARTBEAT = 60.0
 #: So many generations without a force call mean that this search meets nothing new; an adaptive one needs patience.
 IDLE_GENERATIONS, ADAPTIVE_IDLE_GENERATIONS = 20, 60
 
@@ -78,7 +76,7 @@ class Driver:
         self.found = Found(archive, below=gap, starts=True)
         self._waiting: dict[int, tuple[Record, Atoms | None, Atoms | None]] = {}
         self._wait(record for record in archive.records if record.number > gap)
-        self._last_write = self._last_heartbeat = time.monotonic()
+        self._last_write = time.monotonic()
         self._failures, self._expected = Failures(failure_limit), Expectation()
         self._expected.learn(archive.records)
         self._lessons = Lessons(plan.learns, plan.settles_at_once, archive, self.found.ledger)
@@ -180,7 +178,7 @@ class Driver:
             second_looks = self.found.ledger.second_looks(LAG * GENERATION) if adaptive else SecondLooks()
             begun = self.plan.begin_generation(index, numbers, self.found.ledger, self.archive.atoms_of)
             # What is turned goes along with those to be sampled, to be looked at like them.
-            ready = [each.number for each in begun if each.needs is Need.RELAXATION and each.parent is None]
+            ready = [each.number for each in begun if each.needs is Need.RELAXATION and not each.turned]
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
             lesson = self._lessons.for_trials(begun)
@@ -189,8 +187,10 @@ class Driver:
 
     def _next_job(self, max_calls: int | None) -> Job | None:
         """What is to be done next: lessons, hand-offs in their order, and sampling before they run out."""
-        if self.stopping or self._spent(max_calls):
+        if self._spent(max_calls):
             return None
+        if self.stopping:
+            return self._last_job()
         left = (
             None if max_calls is None else max_calls - self.force_calls - self._expected.of_jobs(self._flying.values())
         )
@@ -206,6 +206,15 @@ class Driver:
         for generation in self._open:
             if generation.ready:
                 return self._relaxation_job(generation, left)
+        return None
+
+    def _last_job(self) -> Job | None:
+        """Once nothing more is begun: the hand-off of what has been sampled for force calls, which else were lost."""
+        for generation in self._open:
+            for number in generation.ready:
+                if (trial := generation.trials[number]).force_calls:
+                    generation.ready.remove(number)
+                    return Job("relax", (trial,), self._known_ends(generation))
         return None
 
     def _relaxation_job(self, generation: Generation, left: int | None) -> Job:
@@ -250,7 +259,7 @@ class Driver:
 
     def _collect(self) -> None:
         """Take what the crew has done."""
-        patience = WRITE_INTERVAL if self._finished else HEARTBEAT
+        patience = WRITE_INTERVAL if self._finished else None
         done, _ = wait(self._flying, timeout=patience, return_when=FIRST_COMPLETED)
         for future in sorted(done, key=lambda future: self._flying[future].first):
             job = self._flying.pop(future)
@@ -263,13 +272,8 @@ class Driver:
                 trials = self._lost(job, lost)
             for trial in trials:
                 self._take_back(trial, job)
-        now = time.monotonic()
-        if self._finished and now - self._last_write > WRITE_INTERVAL:
+        if self._finished and time.monotonic() - self._last_write > WRITE_INTERVAL:
             self.flush()
-            self._last_heartbeat = now
-        elif now - self._last_heartbeat > HEARTBEAT:
-            self.archive.heartbeat()
-            self._last_heartbeat = now
         self._close_generations()
         self._failures.check()
 
@@ -323,8 +327,9 @@ class Driver:
             if trial.known not in trial.spared:
                 trial.end(Ended.KNOWN, why)
             else:
+                trial.second_look = True
                 trial.bonds = ""  # what comes of a lookalike says nothing of others with its bonds
-        elif self.plan.system.knows_bonds and not generation.second_looks.dull and trial.parent is None:
+        elif self.plan.system.knows_bonds and not generation.second_looks.dull and not trial.turned:
             interest = generation.familiarity.interest(trial.bonds)
             if trial.walk.rng.random() > interest:
                 trial.end(Ended.FAMILIAR, "its bonds are those of samples that were relaxed before")

@@ -8,7 +8,7 @@ _HOT, _HOTTER = Hot(0.7), Hot(0.5, hot_above=0.1)
 #: The last step of a schedule goes to the Tweedie estimate, here from 1 Å.
 _EARLY = Schedule(sigma_min=1.0, n_steps=15)
 #: Number of the family of molecules: regimes of the same name were others in an earlier one.
-FAMILY = 3
+FAMILY = 4
 #: Promises are roughly those of the first thousand force calls on C3H6O.
 MOLECULES = (
     Regime("diffusion", Diffusion(), Schedule(), NOISE, promise=2.0),

@@ -45,6 +45,7 @@ class Found:
         self._calls = 0
         self.minimum_of: dict[int, int] = {}
         self._first_trials: list[int] = []
+        self._turnable: list[bool] = []
         begun = archive.starts(archive.records) if starts and self.memory.compares_starts else {}
         for record, atoms in archive.ends():
             if record.number < below:
@@ -63,28 +64,39 @@ class Found:
             Where its relaxation has begun.
         """
         self._calls += record.force_calls
-        index, energy, turnable = None, inf, False
+        index, energy, is_new, parent = None, inf, False, self.minimum_of.get(record.parent)
         if record.ended is Ended.MINIMUM:
             end = self._archive.atoms_of(record.number) if atoms is None else atoms
-            index, is_new = self.minima.add(end, record.energy, record.number, self._calls)
+            index, is_new = self.minima.add(end, record.energy, record.number, self._calls, hits=0)
             self.minimum_of[record.number] = index
             if is_new:
                 self._first_trials.append(record.number)
                 # Described once: the memory compares by the same fingerprint, only without its energy.
                 described = self.minima.described(index)
                 self.memory.remember_described(described, record.number)
-                turnable = isinstance(described, Fingerprint) and bool(turnable_bonds(described.graph))
+                self._turnable.append(isinstance(described, Fingerprint) and bool(turnable_bonds(described.graph)))
             energy = self.minima.described(index).ranking_energy
-        elif record.known is not None and record.known != record.parent:  # to turn back is to meet nothing
+        elif record.known is not None:
             index = self.minimum_of[record.known]
+        returned = index is not None and not is_new and index == parent
+        if index is not None and not returned:
             self.minima.hit(index)
         if start is not None and index is not None:
             self.memory.remember_start(start, record.number, self._first_trials[index])
         # A sample in pieces has cost no call: it was not relaxed either.
         relaxed = record.force_calls > 0 and record.ended not in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET)
         # What is turned says nothing of what is sampled with the same bonds.
-        bonds = record.bonds if relaxed and record.parent is None else ""
-        came, parent = record.ended is Ended.MINIMUM, self.minimum_of.get(record.parent)
-        lookalike = came and record.known is not None
-        spent = record.regime, record.force_calls
-        self.ledger.enter(Entry(record.number, *spent, index, energy, bonds, came, lookalike, parent, turnable))
+        entry = Entry(
+            record.number,
+            record.regime,
+            record.force_calls,
+            minimum=index,
+            energy=energy,
+            bonds=record.bonds if relaxed and not record.turned else "",
+            came=record.ended is Ended.MINIMUM,
+            returned=returned,
+            second_look=record.second_look,
+            turned=parent if record.turned else None,
+            turnable=index is not None and self._turnable[index],
+        )
+        self.ledger.enter(entry)

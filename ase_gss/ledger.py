@@ -47,9 +47,11 @@ class Entry:
         Bonding graph of the sampled structure, where it was looked at and then relaxed.
     came : bool
         It was relaxed to its minimum.
-    lookalike : bool
-        So it was although it looked like a known one.
-    parent : int or None
+    returned : bool
+        It came back to the minimum that it was made from, which is no hit: it says nothing of what is still unseen.
+    second_look : bool
+        It was relaxed although it looked known.
+    turned : int or None
         Index of the minimum that it was made from by turning a part of it.
     turnable : bool
         The minimum has a part to turn.
@@ -62,8 +64,9 @@ class Entry:
     energy: float = inf
     bonds: str = ""
     came: bool = True
-    lookalike: bool = False
-    parent: int | None = None
+    returned: bool = False
+    second_look: bool = False
+    turned: int | None = None
     turnable: bool = False
 
 
@@ -110,7 +113,7 @@ class Ledger:
     Attributes
     ----------
     trials, force_calls : dict
-        Of each regime, trials and force calls, but for those of second looks.
+        Of each regime, its trials, and its force calls but for those of second looks.
     idle_generations : int
         So many generations have ended, one after the other, without anything that was worth a force call, or with
         second looks only.
@@ -159,21 +162,21 @@ class Ledger:
             self._generation, self._spent_in_generation = entry.number // GENERATION, 0
         self._spent += entry.force_calls
         self.trials[entry.regime] += 1
-        if not entry.lookalike:  # a second look is no regime's doing, and no sign that there is something new
+        if not entry.second_look:  # a second look is no regime's doing, and no sign that there is something new
             self._spent_in_generation += entry.force_calls
             self.force_calls[entry.regime] += entry.force_calls
         new = entry.minimum is not None and entry.minimum not in self._met
         if new:
             self._met[entry.minimum] = Met(entry.number, entry.energy, turnable=entry.turnable)
         self._appraise(entry)
-        if entry.parent is not None:
-            self._met[entry.parent].turned += 1
+        if entry.turned is not None:
+            self._met[entry.turned].turned += 1
         if entry.bonds:
             if entry.bonds not in self._relaxed:
                 self._unknown += 1
                 self._unknown_new += new
             self._relaxed[entry.bonds] += 1
-        if entry.minimum is not None:
+        if entry.minimum is not None and not entry.returned:
             self._met[entry.minimum].hits += 1
             if new:
                 insort(self._minima, (entry.energy, entry.number))

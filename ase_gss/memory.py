@@ -144,10 +144,6 @@ class Memory:
         """What relaxations of molecules may be recognised by, of the trials below `before`; None: by nothing."""
         return None if self._first is None else KnownEnds(self._first, before)
 
-    def recall(self, sampled: Atoms, before: int) -> int | None:
-        """The trial that `look_at` gives."""
-        return self.look_at(sampled, before).known
-
     def look_at(self, sampled: Atoms, before: int) -> Look:
         """What this structure looks like, next to the ends and starts of the trials with numbers below `before`."""
         described = self._comparison.describe(sampled, 0.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha1
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -204,9 +205,18 @@ class Plan:
             **self.system.settings(),
             "n_steps": max(each.schedule.n_steps for each in self.regimes),
             "own_starts": 0 if self.starts is None else len(self.starts),
+            **({} if self.starts is None else {"starts": self._digest_of_starts(), "sigma_start": self.sigma_start}),
             "optimizer": self.optimizer.__name__,
             "max_steps": self.max_steps,
         }
+
+    def _digest_of_starts(self) -> str:
+        """Tells these starts from others."""
+        matter = [
+            (a.numbers.tolist(), *((m.round(6) + 0.0).tolist() for m in (a.positions, a.cell.array)))
+            for a in self.starts
+        ]
+        return sha1(repr(matter).encode()).hexdigest()[:16]
 
     def learn(self, part: Part) -> ScoreFunction | ForceFunction:
         """The score, or the forces, as a part of a lesson has taught them."""
@@ -267,17 +277,19 @@ class Plan:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
         regime = regime or self.regimes[0]
         coupling, schedule, system, parent = regime.coupling, regime.schedule, self.system, None
+        turns = bool(self.starts is None and regime.start == TURNED and turnable)
         if self.starts is not None or (regime.start == KNOWN and known):
             if self.starts is not None:
                 atoms, sigma = self.starts[number % len(self.starts)].copy(), self.sigma_start
             else:
-                atoms, sigma = end_of(known[rng.integers(len(known))]).copy(), regime.sigma
+                parent = known[rng.integers(len(known))]
+                atoms, sigma = end_of(parent).copy(), regime.sigma
                 atoms.calc = None
             if hasattr(schedule, "starting_at") and regime.samples:
                 schedule = schedule.starting_at(sigma)
             walk = system.walk_from(atoms, rng, schedule, coupling)
             walk.scatter(sigma)
-        elif regime.start == TURNED and turnable:
+        elif turns:
             rarity = 1 / np.array(list(turnable.values()))
             parent = list(turnable)[rng.choice(len(turnable), p=rarity / rarity.sum())]
             atoms = turned(end_of(parent), rng)
@@ -298,6 +310,7 @@ class Plan:
             learned=regime.learned,
             settles=regime.settled,
             parent=parent,
+            turned=turns,
         )
 
 

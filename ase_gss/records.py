@@ -27,6 +27,8 @@ class Record:
         eV, where it is known.
     known, parent : int or None
         As in `Trial`.
+    second_look, turned : bool
+        As in `Trial`.
     regime : str
         As in `Trial`; empty where there is none.
     bonds : str
@@ -42,6 +44,8 @@ class Record:
     energy: float | None
     known: int | None = None
     parent: int | None = None
+    second_look: bool = False
+    turned: bool = False
     regime: str = ""
     bonds: str = ""
 
@@ -100,6 +104,8 @@ def record_of(trial: Trial) -> Record:
         energy=float(trial.atoms.get_potential_energy()) if trial.atoms.calc is not None else None,
         known=trial.known,
         parent=trial.parent,
+        second_look=trial.second_look,
+        turned=trial.turned,
         regime=intern(trial.regime),
         bonds=intern(trial.bonds),
     )
@@ -118,6 +124,7 @@ def values_of(trial: Trial, seed: int) -> dict[str, Any]:
         **{name: value for name in ("known", "parent") if (value := getattr(trial, name)) is not None},
         "force_calls": trial.force_calls,
         "score_calls": trial.score_calls,
+        **{name: True for name in ("second_look", "turned") if getattr(trial, name)},
         **({"regime": trial.regime} if trial.regime else {}),
         **({"bonds": trial.bonds} if trial.bonds else {}),
     }
@@ -152,6 +159,8 @@ def record_of_values(values: dict[str, Any], energy: float | None) -> Record:
         energy=energy,
         known=values.get("known"),
         parent=values.get("parent"),
+        second_look=bool(values.get("second_look", False)),
+        turned=bool(values.get("turned", False)),
         regime=intern(values.get("regime", "")),
         bonds=intern(values.get("bonds", "")),
     )

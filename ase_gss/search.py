@@ -14,6 +14,7 @@ from ase_gss.driver import Driver, SearchError
 from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFactory
 from ase_gss.found import Found
+from ase_gss.heartbeat import Heartbeat
 from ase_gss.minima import MinimaList
 from ase_gss.plan import Plan
 from ase_gss.refine import refine, refined_minima
@@ -208,7 +209,7 @@ class GenerativeRSS:
         self.workers, self.executor = workers, executor
         self.call_limit, self.trial_limit, self.failure_limit = call_limit, trial_limit, failure_limit
         self.archive = Archive(database)
-        self.archive.open_for(self.plan.settings())
+        self.archive.open_for(self.plan.settings() | ({} if recognise else {"recognise": False}))
         self._found = Found(self.archive)
         self._driver: Driver | None = None
         self._stopping = False
@@ -317,17 +318,20 @@ class GenerativeRSS:
         if not self.archive.totals["trials"]:
             self.plan.begin(0)  # a start that is impossible is wrong input: nothing is written then
         crew = crew_of(self.plan, self.workers, self.executor, self.call_limit, self.trial_limit)
-        self._driver = driver = Driver(self.plan, self.archive, crew, self.recognise, self.failure_limit, self._tell)
-        self._found = driver.found
+        driver = None
         try:
+            driver = Driver(self.plan, self.archive, crew, self.recognise, self.failure_limit, self._tell)
+            self._driver, self._found = driver, driver.found
             if self._stopping:  # it came while the file was read
                 driver.stop()
-            driver.run(trials, max_calls)
+            with Heartbeat(self.archive):
+                driver.run(trials, max_calls)
         except BaseException:  # Ctrl-C may come anywhere: keep what is finished, and believe the file
             crew.terminate()
-            driver.keep_ended()
-            driver.flush()
-            self._found = Found(self.archive)
+            if driver is not None:
+                driver.keep_ended()
+                driver.flush()
+                self._found = Found(self.archive)
             raise
         finally:
             self._stopping = False

@@ -19,6 +19,13 @@ FIXED_SETTINGS = (
     "adapt",
     "forces",
     "score",
+    "n_steps",
+    "own_starts",
+    "starts",
+    "sigma_start",
+    "recognise",
+    "optimizer",
+    "max_steps",
     "fragments",
     "mirror_images_are_one",
     "periodic",
@@ -32,6 +39,8 @@ FIXED_SETTINGS = (
     "template_fixed",
     "region",
 )
+#: Of these older databases tell nothing.
+_NOT_ALWAYS_THERE = ("starts", "sigma_start")
 
 
 def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str, Any]) -> None:
@@ -50,7 +59,11 @@ def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str
         Says what differs.
     """
     for key in FIXED_SETTINGS if earlier else ():
+        if key in _NOT_ALWAYS_THERE and key not in earlier:
+            continue
         if earlier.get(key) != settings.get(key):
+            if key == "starts":
+                raise InputError(f"{name} is of a search with other starts: give another database, or the same starts.")
             if key == "adapt":
                 advice = "without learning: add --no-adapt" if settings.get(key) else "learning: leave out --no-adapt"
                 raise InputError(f"{name} is of a search {advice} (adapt in Python), or give another database.")

@@ -70,8 +70,12 @@ class Trial:
         A molecule that falls apart in the hand-off, or heads for a known end, is given up.
     learned : bool
         It is sampled with the score that the search has adapted.
+    second_look : bool
+        It is relaxed although what it has sampled looks known.
     parent : int or None
-        Trial whose end it begins with, a part of it turned.
+        Trial whose end it begins with, with noise or a part of it turned. To come back there is to meet nothing.
+    turned : bool
+        A part of that is turned.
     settles : bool
         What it has sampled is still to be relaxed with learned forces.
     ceiling : float
@@ -97,7 +101,9 @@ class Trial:
     regime: str = ""
     gives_up: bool = True
     learned: bool = False
+    second_look: bool = False
     parent: int | None = None
+    turned: bool = False
     settles: bool = False
     ceiling: float = inf
     bonds: str = ""
@@ -112,7 +118,7 @@ class Trial:
     @property
     def formed(self) -> bool:
         """Its structure is no longer that of atoms at random: sampled, settled, or made from a known one."""
-        return self.parent is not None or self.score_calls > 0
+        return self.turned or self.score_calls > 0
 
     @property
     def needs(self) -> Need:

@@ -18,10 +18,10 @@ the pooled minimum that it refines to, and the comparison agrees.
 What was counted of each run is kept in F/runs.json, so that `report` needs its database no more.
 
 `report` writes F/report.json, F/curves.csv and F/report.md: means and standard errors over seeds; how many times the
-calls random search needs for the same number (linear interpolation of its mean, where that has not got there of its
-seeds one after the other, its trials being independent; standard error by bootstrap over the seeds of both; ">" where
-it has not got there at all); and how often the 90 % interval for the number of new minima in the next
-100 trials held.
+calls random search needs for the same number (linear interpolation of the mean over all orders of its seeds, one after
+the other, its trials being independent; standard error from those of both counts, random search's by the jackknife over
+its seeds; ">" where all of them together have not got there); and how often the 90 % interval for the number of new
+minima in the next 100 trials held.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import permutations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,8 +68,10 @@ WINDOWS = (5.0, 2.0, 1.0)
 FMAX, REFINED_FMAX = 0.05, 0.005
 #: Random search must have met so many for a ratio of calls to mean something.
 ENOUGH = 10
+#: Orders of the seeds of random search over which is averaged at most.
+MOST_ORDERS = 24
 #: Trials after which the number of new minima in the next `HORIZON` is predicted.
-CALIBRATION_POINTS, HORIZON = (100, 200, 400, 800), 100
+CALIBRATION_POINTS, HORIZON = (100, 200, 400, 800, 1600, 3200, 6400, 12_800), 100
 #: Force calls of the short table.
 SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000, 20_000), "rss": (10_000, 100_000)}
 #: Marks in a text between which `report --readme` puts its table.
@@ -118,7 +121,7 @@ class End:
     """How one trial of a run, or one relaxation of a peer, ended.
 
     `calls` are those of the whole run so far; `atoms` may be None where it is no minimum; `known` is the trial whose
-    end it was recognised as, without relaxation unless it is a minimum.
+    end it was recognised as, without relaxation unless it is a minimum; `parent` the one whose end it was made from.
     """
 
     number: int
@@ -127,6 +130,7 @@ class End:
     energy: float | None
     is_minimum: bool
     known: int | None = None
+    parent: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,8 +190,8 @@ def ends_of_database(path: Path) -> list[End]:
     calls, ends = 0, []
     for record, atoms in Archive(path, must_exist=True).ends():
         calls += record.force_calls
-        known = None if record.known == record.parent else record.known
-        ends.append(End(record.number, calls, atoms, record.energy, record.ended is Ended.MINIMUM, known))
+        is_minimum = record.ended is Ended.MINIMUM
+        ends.append(End(record.number, calls, atoms, record.energy, is_minimum, record.known, record.parent))
     return ends
 
 
@@ -302,13 +306,18 @@ def count_alone(pairs: Iterable[tuple[End, Atoms]]) -> tuple[MinimaList, dict[in
 
 
 def loosely_met(ends: Sequence[End]) -> list[int | None]:
-    """Which minimum each trial ended in, as a search tells them apart on its way; None for those that ended in none."""
+    """Which minimum each trial ended in, as a search tells them apart on its way.
+
+    None for those that ended in none, or came back to the one that they were made from, which says nothing.
+    """
     minima, of_trial, met = MinimaList(), {}, []
     for end in ends:
-        index = of_trial.get(end.known) if end.known is not None else None
+        index, is_new = of_trial.get(end.known) if end.known is not None else None, False
         if end.is_minimum:
-            index = of_trial[end.number] = minima.add(end.atoms, end.energy, end.number, end.calls)[0]
-        met.append(index)
+            index, is_new = minima.add(end.atoms, end.energy, end.number, end.calls)
+            of_trial[end.number] = index
+        returned = end.parent is not None and not is_new and index == of_trial.get(end.parent)
+        met.append(None if returned else index)
     return met
 
 
@@ -559,52 +568,7 @@ class Ratio:
         return f"{self.value:.{digits}f}{error}"
 
 
-def ratio_at(
-    ours: Sequence[np.ndarray],
-    our_limits: Sequence[float],
-    theirs: Sequence[np.ndarray],
-    their_limits: Sequence[float],
-    calls: float,
-    resamples: int = 200,
-) -> Ratio | None:
-    """Calls that they need for what we have after `calls`, over `calls`.
-
-    Of our runs those count that have got so far. None where there are none, where they have met fewer than `ENOUGH`, or
-    where the others have no runs.
-
-    Parameters
-    ----------
-    ours, theirs : sequence of ndarray
-        As for `mean_curve`; so are the limits.
-    calls : float
-        Our calls.
-    resamples : int
-        Of the seeds of both, for the standard error; those in which they do not get there count with their limit.
-    """
-    ours = [marks for marks, limit in zip(ours, our_limits, strict=True) if limit >= calls]
-    if not theirs or not ours:
-        return None
-
-    def needed(our_marks: Sequence[np.ndarray], their_marks: Sequence[np.ndarray], limits: Sequence[float]) -> float:
-        return calls_to_reach(their_marks, limits, np.mean([counts_at(m, [calls])[0] for m in our_marks]))
-
-    count = np.mean([counts_at(m, [calls])[0] for m in ours])
-    if count < ENOUGH:
-        return None
-    value = needed(ours, theirs, their_limits)
-    if not np.isfinite(value):
-        return Ratio(min(their_limits) / calls, np.nan, True)
-    if len(ours) == 1 and len(theirs) == 1:
-        return Ratio(value / calls, np.nan, False)
-    rng, sample = np.random.default_rng(0), []
-    for _ in range(resamples):
-        a, b = rng.integers(len(ours), size=len(ours)), rng.integers(len(theirs), size=len(theirs))
-        limits = [their_limits[k] for k in b]
-        sample.append(min(needed([ours[k] for k in a], [theirs[k] for k in b], limits), min(limits)) / calls)
-    return Ratio(value / calls, float(np.std(sample)), False)
-
-
-def one_after_another(group: Sequence[Counted], within: np.ndarray) -> tuple[np.ndarray, float]:
+def one_after_another(group: Sequence["Counted"], within: np.ndarray) -> tuple[np.ndarray, float]:
     """Marks and limit of one long run made of several: for random search, whose trials know nothing of one another.
 
     Parameters
@@ -620,6 +584,80 @@ def one_after_another(group: Sequence[Counted], within: np.ndarray) -> tuple[np.
             first.setdefault(index, limit + calls)
         limit += each.limit
     return np.sort([calls for index, calls in first.items() if within[index]]), limit
+
+
+class Accumulation:
+    """What random search meets on the mean: its seeds one after the other, over all their orders.
+
+    As far as the shortest seed that is the mean of the seeds.
+
+    Parameters
+    ----------
+    group, within : sequence of Counted, ndarray of bool
+        As for `one_after_another`.
+    """
+
+    def __init__(self, group: Sequence["Counted"], within: np.ndarray) -> None:
+        self._marks, self.limit = self._joined(group, within)
+        others = [[*group[:k], *group[k + 1 :]] for k in range(len(group))]
+        self._without_one = [self._joined(each, within) for each in others if each]
+
+    @staticmethod
+    def _joined(group: Sequence["Counted"], within: np.ndarray) -> tuple[list[np.ndarray], float]:
+        orders = list(permutations(group))
+        if len(orders) > MOST_ORDERS:
+            rng = np.random.default_rng(0)
+            orders = [[group[k] for k in rng.permutation(len(group))] for _ in range(MOST_ORDERS)]
+        return [one_after_another(order, within)[0] for order in orders], sum(each.limit for each in group)
+
+    def count(self, calls: float) -> float:
+        """Minima after these calls."""
+        return float(np.mean([counts_at(marks, [calls])[0] for marks in self._marks]))
+
+    def calls_to_reach(self, count: float) -> float:
+        """Calls for so many minima; infinite where it has not got there."""
+        return calls_to_reach(self._marks, [self.limit] * len(self._marks), count)
+
+    def error(self, calls: float) -> float:
+        """Standard error of `count`: the jackknife over the seeds, beyond all but one of them at their end."""
+        if len(self._without_one) < 2:
+            return np.nan
+        counts = [
+            np.mean([counts_at(marks, [min(calls, limit)])[0] for marks in many]) for many, limit in self._without_one
+        ]
+        return float(np.sqrt(len(counts) - 1) * np.std(counts))
+
+    def slope(self, calls: float) -> float:
+        """Minima per call, over the fifth of the calls before these."""
+        return (self.count(calls) - self.count(0.8 * calls)) / (0.2 * calls)
+
+
+def ratio_at(
+    ours: Sequence[np.ndarray], our_limits: Sequence[float], theirs: Accumulation, calls: float
+) -> Ratio | None:
+    """Calls that random search needs for what we have after `calls`, over `calls`.
+
+    Of our runs those count that have got so far. None where there are none, or where they have met fewer than `ENOUGH`.
+    The standard error is that of both counts, over the seeds; with one seed of ours there is none.
+
+    Parameters
+    ----------
+    ours, our_limits : sequence of ndarray, sequence of float
+        As for `mean_curve`.
+    theirs : Accumulation
+        Of random search.
+    calls : float
+        Our calls.
+    """
+    mean, error, _ = (float(each[0]) for each in mean_curve(ours, our_limits, [calls]))
+    if not mean >= ENOUGH:
+        return None
+    needed = theirs.calls_to_reach(mean)
+    if not np.isfinite(needed):
+        return Ratio(theirs.limit / calls, np.nan, True)
+    slope = theirs.slope(needed)
+    error = np.hypot(error, theirs.error(needed)) / slope / calls if slope > 0 else np.nan
+    return Ratio(needed / calls, float(error), False)
 
 
 # ---------------------------------------------------------------- calibration
@@ -723,14 +761,12 @@ def _curves(by_method: dict[str, list[Counted]], within: np.ndarray, budgets: Se
     marks = {method: [each.marks(within) for each in group] for method, group in by_method.items()}
     limits = {method: [each.limit for each in group] for method, group in by_method.items()}
     longest = max(max(limit) for limit in limits.values())
-    random_search = by_method.get("rss", [])
-    joined = one_after_another(random_search, within)
+    random_search = Accumulation(by_method["rss"], within) if "rss" in by_method else None
 
-    def ratio(ours: list[np.ndarray], our_limits: list[float], budget: float) -> Ratio | None:
-        found = ratio_at(ours, our_limits, marks.get("rss", []), limits.get("rss", []), budget)
-        if found is None or not found.is_bound or len(random_search) < 2:
-            return found
-        return ratio_at(ours, our_limits, [joined[0]], [joined[1]], budget)
+    def ratio(method: str, budget: float) -> Ratio | None:
+        if method == "rss" or random_search is None:
+            return None
+        return ratio_at(marks[method], limits[method], random_search, budget)
 
     for method, group in by_method.items():
         reached = [budget for budget in budgets if budget <= max(limits[method])]
@@ -739,7 +775,7 @@ def _curves(by_method: dict[str, list[Counted]], within: np.ndarray, budgets: Se
         mean, error, seeds = mean_curve(marks[method], limits[method], reached)
         loose = mean_curve([each.marks(within, True) for each in group], limits[method], reached)[0]
         smooth_mean, smooth_error, _ = mean_curve(marks[method], limits[method], grid)
-        ratios = [None if method == "rss" else ratio(marks[method], limits[method], budget) for budget in reached]
+        ratios = [ratio(method, budget) for budget in reached]
         result["methods"][method] = {
             "calls": reached,
             "mean": mean.tolist(),

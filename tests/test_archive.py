@@ -187,6 +187,14 @@ def test_signs_of_life(path, sign):
     assert time.time() - beat < 60
 
 
+def test_in_memory_no_trial_is_kept_twice_and_none_is_lost():
+    archive = archive_at(None)
+    archive.append([ended_trial(0)])
+    assert [record.number for record in archive.append([ended_trial(0), ended_trial(1)])] == [1]
+    assert archive.numbers == {0, 1}
+    assert archive.totals["force_calls"] == 3
+
+
 def test_writers_wait_for_one_another(path, monkeypatch):
     archive = archive_at(path)
     archive.append([ended_trial(0)])

@@ -47,26 +47,53 @@ def test_batches_are_timed_in_turns(capsys):
     assert all(0 <= seconds < 1 for seconds in times.values())
 
 
-def test_random_search_one_seed_after_the_other():
-    def run(first, limit):
-        return molecules.Counted(None, first, {}, limit, 0, 0, 0, [], {})
+def counted(first, limit):
+    """A run that has met these minima."""
+    return molecules.Counted(None, first, {}, limit, 0, 0, 0, [], {})
 
-    marks, limit = molecules.one_after_another(
-        [run({0: 10, 1: 40, 3: 50}, 100), run({1: 5, 2: 7}, 60)], np.array([True, True, True, False])
-    )
+
+def test_random_search_one_seed_after_the_other():
+    runs, within = [counted({0: 10, 1: 40, 3: 50}, 100), counted({1: 5, 2: 7}, 60)], np.array([True, True, True, False])
+    marks, limit = molecules.one_after_another(runs, within)
     assert marks.tolist() == [10, 40, 107]
     assert limit == 160
-    facts = molecules._curves(
-        {
-            "gss": [run({k: 1 for k in range(12)}, 10)],
-            "rss": [run({k: 90 for k in range(8)}, 100), run({k: 50 for k in range(4, 12)}, 100)],
-        },
-        np.ones(12, bool),
-        [10],
-    )
-    (ratio,) = facts["methods"]["gss"]["ratio"]
-    assert not ratio["is_bound"]
-    assert ratio["value"] == pytest.approx(15.0, abs=1)
+
+
+@pytest.mark.parametrize(("n", "calls"), [(10, 150), (12, 190), (13, np.inf)])
+def test_random_search_counts_in_all_orders_of_its_seeds(n, calls):
+    # One seed after the other four minima come at 150, in the other order at 190.
+    random_search = [counted({k: 90 for k in range(8)}, 100), counted({k: 50 for k in range(4, 12)}, 100)]
+    ours = [counted({k: 1 for k in range(n)}, 10)]
+    for group in (random_search, random_search[::-1]):
+        facts = molecules._curves({"gss": ours, "rss": group}, np.ones(13, bool), [10])
+        (ratio,) = facts["methods"]["gss"]["ratio"]
+        assert ratio["is_bound"] == (calls == np.inf)
+        assert ratio["value"] == pytest.approx(min(calls, 200) / 10, rel=0.01)
+
+
+def test_the_error_of_random_search_is_that_of_its_seeds():
+    rng, everything = np.random.default_rng(0), np.ones(200, bool)
+    chances = rng.dirichlet(np.full(200, 0.5))
+
+    def draw():  # a trial for each call
+        first = {}
+        for call, index in enumerate(rng.choice(200, size=300, p=chances), start=1):
+            first.setdefault(int(index), call)
+        return counted(first, 300)
+
+    runs = [draw() for _ in range(4)]
+    random_search = molecules.Accumulation(runs, everything)
+    each = [molecules.counts_at(run.marks(everything), [200])[0] for run in runs]
+    assert random_search.count(200) == pytest.approx(np.mean(each))
+    assert random_search.error(200) == pytest.approx(np.std(each, ddof=1) / 2)  # of the mean of four
+    assert np.isnan(molecules.Accumulation(runs[:1], everything).error(200))
+    # What all four together have met is about as uncertain as the jackknife over them says.
+    ends, errors = [], []
+    for _ in range(60):
+        joined = molecules.Accumulation([draw() for _ in range(4)], everything)
+        ends.append(joined.count(1200))
+        errors.append(joined.error(1200))
+    assert 0.7 < np.mean(errors) / np.std(ends) < 1.6
 
 
 def test_counts_and_mean_curve():
@@ -96,18 +123,22 @@ def test_calls_to_reach_interpolates_and_says_never():
 
 def test_ratio_of_calls():
     ours = [np.arange(1, 21) * 10.0] * 2
-    theirs = [np.arange(1, 21) * 100.0] * 2
-    ratio = molecules.ratio_at(ours, [200, 200], theirs, [2000, 2000], 150)
+
+    def theirs(limit):
+        return molecules.Accumulation([counted({k: 100 * (k + 1) for k in range(20)}, limit)] * 2, np.ones(20, bool))
+
+    ratio = molecules.ratio_at(ours, [200, 200], theirs(2000), 150)
     assert ratio.value == pytest.approx(10)
     assert ratio.error == pytest.approx(0)
     assert str(ratio) == "10 ± 0"
-    bound = molecules.ratio_at(ours, [200, 200], theirs, [1000, 1000], 200)
-    assert str(bound) == ">5.0"
-    assert molecules.ratio_at(ours, [200, 200], theirs, [2000, 2000], 90) is None  # fewer than ten
-    shorter = [ours[0], ours[1][:3]]  # one has not got there: it does not count
-    assert molecules.ratio_at(shorter, [200, 30], theirs, [2000, 2000], 150).value == pytest.approx(10)
-    assert molecules.ratio_at(shorter, [100, 30], theirs, [2000, 2000], 150) is None
-    assert molecules.ratio_at(ours, [200, 200], [], [], 150) is None
+    bound = molecules.ratio_at([np.arange(1, 22) * 9.0] * 2, [200, 200], theirs(1000), 200)
+    assert str(bound) == ">10"
+    assert molecules.ratio_at(ours, [200, 200], theirs(2000), 90) is None  # fewer than ten
+    shorter = [ours[0], ours[1][:3]]  # one has not got there: it does not count, and one seed has no error
+    alone = molecules.ratio_at(shorter, [200, 30], theirs(2000), 150)
+    assert alone.value == pytest.approx(10)
+    assert str(alone) == "10"
+    assert molecules.ratio_at(shorter, [100, 30], theirs(2000), 150) is None
 
 
 def test_predictions_are_compared_with_what_came():

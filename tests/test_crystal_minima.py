@@ -202,12 +202,12 @@ def test_memory_recognises_rough_samples_only():
     for seed in range(5):
         sampled = strained(rewritten(ANATASE, seed, 2), 0.05, seed)
         sampled.set_cell(1.04 * sampled.cell, scale_atoms=True)
-        assert memory.recall(sampled, before=2) == 1
-    assert memory.recall(BROOKITE, before=2) is None
-    assert memory.recall(ANATASE, before=1) is None
+        assert memory.look_at(sampled, before=2).known == 1
+    assert memory.look_at(BROOKITE, before=2).known is None
+    assert memory.look_at(ANATASE, before=1).known is None
     rough = strained(ANATASE, 0.0, 0)
     rough.positions[0] += [0.9, 0.3, 0.2]
-    assert memory.recall(rough, before=2) is None
+    assert memory.look_at(rough, before=2).known is None
 
 
 def test_without_energies_any_energy_goes():

@@ -96,7 +96,8 @@ def test_visits_count_hits_and_turns_of_what_can_be_turned_within_the_window():
     turnable = [Entry(n, "A", 10, *minimum, turnable=True) for n, minimum in enumerate(met)]
     ledger = ledger_of(*turnable, Entry(5, "A", 10, 3, 0.7), window=5.0)
     assert ledger.visits_to_turnable() == {0: 3, 1: 1}
-    ledger.enter(Entry(10**9, "B", 0, parent=1))  # turned, and back again: no hit, but a visit
+    back = Entry(10**9, "B", 0, minimum=1, energy=0.5, returned=True, turned=1)
+    ledger.enter(back)  # no hit, but a visit
     ledger.advance(before=2 * 10**9)
     assert ledger.visits_to_turnable() == {0: 3, 1: 2}
     assert ledger.only_hits() == {"A": 2}

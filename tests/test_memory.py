@@ -3,11 +3,14 @@
 from concurrent.futures import Future
 
 import numpy as np
+import pytest
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_gss import GenerativeRSS
+from ase_gss.archive import Archive
 from ase_gss.coupling import Diffusion
+from ase_gss.found import Found
 from ase_gss.ledger import Ledger
 from ase_gss.memory import Memory
 from ase_gss.minima import Comparison
@@ -24,14 +27,14 @@ def test_a_rough_copy_is_recalled_and_another_isomer_is_not():
     memory.remember(molecule("CH3CH2OCH3"), 5)
     rough = ethanol.copy()
     rough.rattle(0.02, seed=1)
-    assert memory.recall(rough[np.random.default_rng(0).permutation(9)], before=9) == 3
-    assert memory.recall(rough, before=3) is None
-    assert memory.recall(ether, before=9) is None
+    assert memory.look_at(rough[np.random.default_rng(0).permutation(9)], before=9).known == 3
+    assert memory.look_at(rough, before=3).known is None
+    assert memory.look_at(ether, before=9).known is None
     turned = ethanol.copy()  # another conformer
     hydroxyl = next(i for i in range(9) if ethanol.numbers[i] == 1 and ethanol.get_distance(i, 2) < 1.1)
     mask = [i == hydroxyl for i in range(9)]
     turned.set_dihedral(0, 1, 2, hydroxyl, ethanol.get_dihedral(0, 1, 2, hydroxyl) + 120, mask=mask)
-    assert memory.recall(turned, before=9) is None
+    assert memory.look_at(turned, before=9).known is None
 
 
 def test_known_minima_cost_no_calls_count_as_hits_and_survive_a_restart(tmp_path):
@@ -61,6 +64,11 @@ def test_known_minima_cost_no_calls_count_as_hits_and_survive_a_restart(tmp_path
     assert again.trials == 48 + 320 + 48  # what is idle counts over both runs: twenty generations, and three begun
 
 
+def came_to_a_minimum(record):
+    """Where there is only one, what began with it came back, which is no hit."""
+    return record.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING) and record.parent is None
+
+
 def test_a_lookalike_that_is_worth_it_is_relaxed_and_counts_once(tmp_path, monkeypatch):
     from conftest import GaussianScore, Harmonic
 
@@ -84,7 +92,7 @@ def test_a_lookalike_that_is_worth_it_is_relaxed_and_counts_once(tmp_path, monke
     relaxed = [record for record in alike if record.ended is Ended.MINIMUM]
     assert 0.2 < len(relaxed) / len(alike) < 0.8
     assert all(record.force_calls for record in relaxed)
-    met = sum(record.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING) for record in whole.archive.records)
+    met = sum(came_to_a_minimum(record) for record in whole.archive.records)
     assert sum(whole.hits) == sum(resumed.hits) == met
 
 
@@ -112,8 +120,22 @@ def test_a_worker_that_dies_in_a_second_look_costs_that_trial_and_its_hit(tmp_pa
     assert (lost.ended, lost.force_calls) == (Ended.CALCULATOR, 3)
     assert [r.number for r in records.values() if r.ended is Ended.CALCULATOR] == died
     assert any(r.known == 0 and r.ended is Ended.MINIMUM for r in records.values() if r.number > died[0])
-    met = sum(record.ended in (Ended.MINIMUM, Ended.KNOWN, Ended.HEADING) for record in records.values())
+    met = sum(came_to_a_minimum(record) for record in records.values())
     assert sum(search.hits) == met == sum(GenerativeRSS("H2O", **keywords, database=tmp_path / "x.db").hits)
+
+
+@pytest.mark.parametrize("ended", [Ended.MINIMUM, Ended.HEADING, Ended.FRAGMENTS, Ended.NOT_CONVERGED])
+def test_a_second_look_is_not_charged_to_its_regime_however_it_ends(ended, tmp_path):
+    search = GenerativeRSS("H2O", "lj", coupling="rss", database=tmp_path / "x.db")
+    first, second = search.plan.begin(0), search.plan.begin(1)
+    first.force_calls, second.force_calls, second.known, second.second_look = 5, 40, 0, True
+    first.end(Ended.MINIMUM, atoms=molecule("H2O"), energy=-1.0, converged=True)
+    second.end(ended, atoms=molecule("H2O"), energy=-1.0)
+    search.archive.append([first, second])
+    for archive in (search.archive, Archive(tmp_path / "x.db")):
+        ledger = Found(archive).ledger
+        ledger.advance(before=100)
+        assert dict(ledger.force_calls) == {"rss": 5}
 
 
 def test_relaxations_that_head_for_what_is_worth_it_are_finished(monkeypatch):

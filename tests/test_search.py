@@ -1,6 +1,9 @@
 """GenerativeRSS: budgets, resuming, failures, counting, and what is found."""
 
+import multiprocessing
 import sqlite3
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from conftest import GaussianScore
 
 from ase_gss import GenerativeRSS, InputError
 from ase_gss.coupling import Langevin, Mn
+from ase_gss.database import ArchiveError
 from ase_gss.search import SearchError
 
 TETRAHEDRON = -6.0  # energy of four Lennard-Jones atoms with six contacts, in units of epsilon
@@ -172,6 +176,23 @@ def test_same_seed_same_search_and_other_seed_another():
     a, b, c = rss(6, seed=1), rss(6, seed=1), rss(6, seed=2)
     same_records(a, b)
     assert not np.allclose(a.archive.atoms_of(0).positions, c.archive.atoms_of(0).positions)
+
+
+def test_what_is_sampled_with_forces_is_finished_when_a_search_stops(tmp_path):
+    def search(calculator):
+        keywords = {"score": GaussianScore(PLACES), "coupling": Mn(below=0.5), "recognise": False}
+        return GenerativeRSS("Ar4", calculator, database=tmp_path / "x.db", **keywords)
+
+    calculator = Counting()
+    stopped = search(calculator)
+    stopped.attach(stopped.stop, 3)
+    stopped.run(trials=64)
+    assert stopped.trials < 64
+    assert stopped.force_calls == calculator.calls  # nothing that was spent is lost
+    again = search(calculator)
+    again.run(trials=64)
+    assert again.trials == 64
+    assert again.force_calls == calculator.calls
 
 
 def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path):
@@ -374,3 +395,55 @@ def test_a_saddle_point_is_pushed_off(tmp_path):
     assert minima[0].get_potential_energy() == pytest.approx(-3.0, abs=0.01)
     assert verified.verification_calls > 18
     assert verified.force_calls == plain.force_calls
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"starts": "other"}, "is of a search with other starts"),
+        ({"sigma_start": 0.2}, "is of a search with sigma_start 0.1, not 0.2"),
+        ({"starts": None}, "is of a search with own_starts 1, not 0"),
+        ({"optimizer": "FIRE"}, "is of a search with optimizer ModelBFGS, not FIRE"),
+        ({"max_steps": 5}, "is of a search with max_steps 300, not 5"),
+        ({"recognise": False}, "is of a search with recognise None, not False"),
+    ],
+)
+def test_what_makes_other_trials_is_another_search(tmp_path, other, says):
+    one, two = (Atoms("Ar2", positions=[[0, 0, 0], [0, 0, d]]) for d in (1.2, 1.4))
+    keywords = {"formula": "Ar2", "database": tmp_path / "x.db"}
+    rss(2, starts=[one], sigma_start=0.1, **keywords)
+    rss(3, starts=[one.copy()], sigma_start=0.1, **keywords)
+    changed = {"starts": [one], "sigma_start": 0.1} | other
+    if changed["starts"] == "other":
+        changed["starts"] = [two]
+    with pytest.raises(InputError, match=says):
+        rss(4, **changed, **keywords)
+
+
+def test_a_database_that_fails_at_once_leaves_no_workers(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ArchiveError("x.db cannot be read")
+
+    rss(2, formula="Ar2", calculator="lj", database=tmp_path / "x.db")
+    search = rss(formula="Ar2", calculator="lj", database=tmp_path / "x.db", workers=1, call_limit=60.0)
+    monkeypatch.setattr("ase_gss.driver.Found", fails)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ArchiveError):
+        search.run(trials=4)
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_a_slow_calculator_is_a_sign_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr("ase_gss.reservations.LIFETIME", 1.0)
+    monkeypatch.setattr("ase_gss.heartbeat.INTERVAL", 0.2)
+    path = tmp_path / "x.db"
+    search = rss(calculator=Counting(lambda call: time.sleep(0.1)), database=path)
+    runs = threading.Thread(target=search.run, kwargs={"trials": 1})
+    runs.start()
+    time.sleep(2.0)  # its relaxation takes longer than others wait
+    elsewhere = rss(database=path)
+    elsewhere.archive._reservations._host = "another host"
+    assert elsewhere.archive.reserve(16, 1) == []
+    assert runs.is_alive()
+    runs.join()
+    assert [record.number for record in search.archive.records] == [0]

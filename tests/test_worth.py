@@ -73,7 +73,7 @@ def test_second_looks_are_no_regimes_doing_and_no_sign_of_life():
     ledger = ledger_of(0)
     calls, idle = dict(ledger.force_calls), ledger.idle_generations
     for n in range(160):
-        ledger.enter(Entry(1000 + n, "A", 8 * (n % 4 == 0), minimum=n % 20, energy=0.0, lookalike=n % 4 == 0))
+        ledger.enter(Entry(1000 + n, "A", 8 * (n % 4 == 0), minimum=n % 20, energy=0.0, second_look=n % 4 == 0))
     ledger.advance(before=10**9)
     assert ledger.force_calls == calls
     assert ledger.idle_generations >= idle + 9

@@ -1,0 +1,42 @@
+"""Signs of life of a search, from a thread: for one structure a calculator may take longer than other hosts wait."""
+
+from threading import Event, Thread
+
+from ase_gss.archive import Archive
+from ase_gss.database import ArchiveError, database_at
+from ase_gss.errors import InputError
+
+#: Seconds between two signs.
+INTERVAL = 60.0
+
+
+class Heartbeat:
+    """As long as it is entered, other hosts do not take over what the search has reserved.
+
+    Parameters
+    ----------
+    archive : Archive
+        Of the search.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive, self._over = archive, Event()
+        self._thread = Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        if self._archive.path is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._over.wait(INTERVAL):
+            try:
+                # A connection of its own: that of the archive is for one thread.
+                self._archive.heartbeat(database_at(self._archive.path))
+            except (ArchiveError, InputError):
+                continue  # the search itself will meet it, too, and say so; else the next sign comes in time
