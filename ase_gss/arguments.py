@@ -2,10 +2,13 @@
 
 import argparse
 
+from ase_gss import __version__
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser; `command` is what was asked for, the other names are those of the options."""
     top = argparse.ArgumentParser(prog="ase-gss", description="Generative structure search for ASE.")
+    top.add_argument("--version", action="version", version=f"ase-gss {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     search = commands.add_parser("search", help="search for the minima of a composition")

@@ -19,6 +19,8 @@ _LEAST_CONTACT = 0.72
 _LEAST_CONTACT_OF_METALS = 0.5
 # Rounds of neighbourhood refinement: an atom's environment reaches this many bonds far.
 _ROUNDS = 4
+# Covalent radii of hydrogen alone count for so much more: the bond of H2 is 1.25 times as long as the sum of them.
+_HYDROGEN_ALONE = 1.2
 _METALS = [*range(21, 31), *range(38, 49), *range(56, 81), *range(88, 113)]
 
 
@@ -30,7 +32,8 @@ def bonding_graph(atoms: Atoms, scale: float = 1.25) -> nx.Graph:
     atoms
         A structure of N atoms without periodic boundaries.
     scale
-        Two atoms are bonded when they are closer than `scale` times the sum of their covalent radii [1]_.
+        Two atoms are bonded when they are closer than `scale` times the sum of their covalent radii [1]_, which count
+        for a fifth more in H2 and whatever else is hydrogen only.
 
     Returns
     -------
@@ -76,7 +79,7 @@ def connected(numbers: np.ndarray, positions: np.ndarray, scale: float | np.ndar
     -------
     ndarray of bool, shape (S,)
     """
-    radii = covalent_radii[numbers]
+    radii = _radii(numbers)
     distances = np.linalg.norm(positions[:, :, None] - positions[:, None], axis=-1)
     near = distances < np.reshape(scale, (-1, 1, 1)) * (radii[:, None] + radii)
     within = near.astype(np.float32)  # in 1, 2, 4, ... bonds
@@ -103,8 +106,13 @@ def overlapping(atoms: Atoms) -> str | None:
 
 def _relative_distances(atoms: Atoms) -> np.ndarray:
     """Distances (N, N) in units of the sums of covalent radii."""
-    radii = covalent_radii[atoms.numbers]
+    radii = _radii(atoms.numbers)
     return cdist(atoms.positions, atoms.positions) / (radii[:, None] + radii[None])
+
+
+def _radii(numbers: np.ndarray) -> np.ndarray:
+    """Covalent radii (N,) in Å."""
+    return covalent_radii[numbers] * (_HYDROGEN_ALONE if np.all(np.asarray(numbers) == 1) else 1.0)
 
 
 def environments(graph: nx.Graph) -> list[str]:

@@ -3,9 +3,10 @@
 import contextlib
 import importlib
 import io
+import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
@@ -284,11 +285,28 @@ class CalculatorSource:
         if self.named:
             return CountedCalculator(self._factory())
         if self._made is None:
-            self._made = self._factory()
+            self._made = self._made_by_factory()
             if not hasattr(self._made, "get_property"):
                 raise InputError("The calculator must be a name, an ASE calculator, or a function that makes one.")
         self._made.reset()
         return CountedCalculator(self._made)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What tells a calculator that was not given by its own name from others of its class, as far as it says so."""
+        if self.named:
+            return {}
+        stated = getattr(self().calculator, "parameters", None)
+        return _plain(dict(stated) if isinstance(stated, Mapping) else {})
+
+    def _made_by_factory(self) -> Calculator:
+        try:
+            return self._factory()
+        except InputError:
+            raise
+        except Exception as error:  # a licence, a path: each package has its own
+            reason = " ".join(str(error).split()).rstrip(".") or "no message"
+            raise InputError(f"The calculator cannot be made: {type(error).__name__}: {reason}.") from error
 
     @property
     def named(self) -> bool:
@@ -310,3 +328,20 @@ def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[
         raise InputError("A charge is for calculators given by name: set it in your own calculator.")
     first = source()  # a model that cannot be loaded is reported now
     return source, calculator if isinstance(calculator, str) else first.calculator.name
+
+
+#: Where and how loudly a calculator works is no part of the potential.
+_NO_PARAMETERS = {"directory", "label", "command", "profile", "txt", "verbosity", "cache_api", "nprocs"}
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the parameters that are numbers, words, or lists and tables of them, as JSON gives them back."""
+    kept = {}
+    for key, value in parameters.items():
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError):
+            continue
+        if str(key) not in _NO_PARAMETERS:
+            kept[str(key)] = json.loads(text)
+    return kept

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from ase_gss.arguments import parser
 from ase_gss.errors import InputError
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from ase_gss.search import GenerativeRSS
 
 #: s; after SIGTERM what is under way may take so long. Queue systems wait 30 s or more before they kill.
@@ -52,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _reached(search: "GenerativeRSS", by_calls: bool, total: int) -> int:
     """Where the bar begins: what an earlier run has done is not this one's speed."""
     return min(search.force_calls if by_calls else search.trials, total)
+
+
+def _spent(search: "GenerativeRSS", options: argparse.Namespace) -> bool:
+    """Whether an earlier run has come to the end that is given now."""
+    reached = ((search.trials, options.trials), (search.force_calls, options.max_calls))
+    return any(end is not None and done >= end for done, end in reached)
 
 
 def _default_calculator(options: argparse.Namespace, numbers: Sequence[int]) -> str:
@@ -122,6 +131,8 @@ def _search(options: argparse.Namespace) -> int:
         print(f"Neither --trials nor --max-calls was given: the search ends after {DEFAULT_CALLS} force calls.")
     if search.trials:
         print(f"{search.archive.name}: going on after {search.trials} trials and {search.force_calls} force calls.")
+    if _spent(search, options):
+        print("It has spent that already: give more than this to go on (--trials and --max-calls are totals).")
     by_calls, unit = options.max_calls is not None, "eV/atom" if options.crystal else "eV"
     total = options.max_calls if by_calls else options.trials
     status, message = 0, ""
@@ -136,6 +147,7 @@ def _search(options: argparse.Namespace) -> int:
                 return
             shown = time.monotonic()
             bar.n = _reached(search, by_calls, total)
+            bar.set_description_str("", refresh=False)
             energies = search.energies
             best = f"{min(energies):.4f} {unit}" if energies else "-"
             bar.set_postfix_str(
@@ -148,7 +160,7 @@ def _search(options: argparse.Namespace) -> int:
         search.attach(show)
         terminated: list[int] = []
         try:
-            with _until_sigterm(search) as terminated:
+            with _told_on(bar), _until_sigterm(search) as terminated:
                 search.run(trials=options.trials, max_calls=options.max_calls)
         except KeyboardInterrupt:
             status, message = 130, "Interrupted; the same command goes on from here."
@@ -170,6 +182,32 @@ def _search(options: argparse.Namespace) -> int:
     if message:
         print(message, file=sys.stderr)
     return status
+
+
+class _OnBar(logging.Handler):
+    """What the search says it is at, before the bar: a lesson takes half a minute, in which nothing else moves."""
+
+    def __init__(self, bar: "tqdm") -> None:
+        super().__init__(logging.INFO)
+        self._bar = bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show it."""
+        self._bar.set_description_str(record.getMessage())
+
+
+@contextmanager
+def _told_on(bar: "tqdm") -> Iterator[None]:
+    """Let the bar show what the driver says."""
+    log, handler = logging.getLogger("ase_gss.driver"), _OnBar(bar)
+    before, log.propagate = (log.level, log.propagate), False
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before
 
 
 @contextmanager
@@ -260,8 +298,6 @@ def _names(arguments: Sequence[str]) -> list[str]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    import logging
-
     from ase_gss.score.training import train
 
     for name in ("pytorch_lightning", "lightning_fabric"):  # what devices there are, and advertisements

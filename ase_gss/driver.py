@@ -1,5 +1,6 @@
 """The driver: trials in generations, through sampler and hand-off, whoever does the work, until the budget is spent."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
@@ -21,6 +22,7 @@ from ase_gss.trial import Ended, Need, Trial
 from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
 from ase_gss.worth import SecondLooks
 
+_LOG = logging.getLogger(__name__)
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
 #: So many generations without a force call mean that this search meets nothing new; an adaptive one needs patience.
@@ -198,6 +200,7 @@ class Driver:
             return None
         for generation in self._open:  # their trials wait for it
             if generation.lesson is not None and (part := generation.lesson.next_part()) is not None:
+                _LOG.info("learning from %d minima", len(self.found.ledger.lesson_minima))
                 return Job("learn", (), part=part)
         n_ready = sum(len(generation.ready) for generation in self._open)
         if n_ready < self.crew.slots and (waiting := [each for each in self._open if each.may_be_sampled]):

@@ -176,11 +176,21 @@ class GSSDynamics(MolecularDynamics):
     def hand_off(self, optimizer: Any = DEFAULT_OPTIMIZER, fmax: float = 0.05, **keywords) -> Relaxation:
         """Relax the atoms with their own calculator, and a cell that was sampled with them.
 
+        Its calls count among `force_calls`.
+
         See :func:`ase_gss.relax.hand_off`.
         """
         if self.walk.free_cell:
             keywords.setdefault("pressure", self.walk.pressure)
-        return hand_off(self.atoms, optimizer, fmax, **keywords)
+        physical = self.atoms.calc
+        if physical is None:
+            raise InputError("The hand-off needs forces: attach a calculator to the atoms.")
+        self.atoms.calc = counted = CountedCalculator(physical)
+        try:
+            return hand_off(self.atoms, optimizer, fmax, **keywords)
+        finally:
+            self.atoms.calc = physical
+            self.force_calls += counted.calls
 
     def log(self) -> None:
         """One line for the last step, and the header before the first."""

@@ -14,10 +14,14 @@ def line_formula(atoms: Atoms) -> str:
     """The skeleton of a molecule, for instance ``CH3-C(O)-CH3``.
 
     Hydrogens stand with the atom that holds them, side chains in parentheses, and two atoms with the same number
-    (``C~1``) close a ring. Several molecules are joined by " + ". It is for reading: it has no bond orders, and no
-    promise that two different molecules never share it.
+    (``C~1``) close a ring. Several molecules are joined by " + ". Of clusters, whose atoms have more than three
+    neighbours on the mean, it is the formula and the number of contacts. It is for reading: it has no bond orders, and
+    no promise that two different molecules never share it.
     """
     graph = bonding_graph(atoms)
+    if 2 * graph.number_of_edges() > 3 * len(graph):  # a cluster of metal atoms: no skeleton
+        name = Formula.from_list(atoms.get_chemical_symbols()).format("hill")
+        return f"{name} ({graph.number_of_edges()} contacts)"
     labels = dict(zip(graph, environments(graph), strict=True))
     parts = (_component(graph.subgraph(part), labels) for part in nx.connected_components(graph))
     return " + ".join(sorted(parts, key=lambda text: (-len(text), text)))

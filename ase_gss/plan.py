@@ -192,6 +192,7 @@ class Plan:
         return {
             "formula": self.system.formula,
             "calculator": self.calculator_name,
+            **({"calculator_parameters": stated} if (stated := self.new_calculator.parameters) else {}),
             "charge": self.charge,
             "multiplicity": self.multiplicity,
             "fmax": self.fmax,

@@ -39,6 +39,7 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
         force_calls, score_calls, refinement_calls, verification_calls, minima, refined, verified,
         dropped_by_refinement, lowest_energy (eV, None before the first), minima_within (by window in eV), hits,
         chance_next_is_new, reachable_at_least, new_in_next_100_trials (mean, and the ends of its 90 % interval),
+        new_in_later_half (of the force calls: how many these are, and how many minima they met first),
         regimes (of each: trials, force_calls), and the settings. Of periodic structures energies are enthalpies in
         eV/atom.
     """
@@ -74,6 +75,7 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
         "chance_next_is_new": chance_next_is_new(minima.hits),
         "reachable_at_least": chao1(minima.hits),
         "new_in_next_100_trials": _predicted(archive, minima),
+        "new_in_later_half": _later_half(archive.totals["force_calls"], minima),
         "regimes": regimes,
         "settings": settings,
     }
@@ -85,6 +87,12 @@ def _predicted(archive: Archive, minima: MinimaList) -> tuple[float, int, int]:
     first_met = np.searchsorted(numbers, [atoms.info["first_trial"] for atoms in minima.ranked()])
     hits = [atoms.info["hits"] for atoms in minima.ranked()]
     return predict_new(hits, len(numbers), first_met=first_met.tolist())
+
+
+def _later_half(force_calls: int, minima: MinimaList) -> tuple[int, int]:
+    """Force calls of the later half, and minima that they met first."""
+    earlier = force_calls // 2
+    return force_calls - earlier, sum(atoms.info["first_call"] > earlier for atoms in minima.ranked())
 
 
 def _windows(settings: dict[str, Any]) -> tuple[float, ...]:
@@ -156,7 +164,7 @@ def summary_text(facts: dict[str, Any]) -> str:
     text = [
         f"{facts['formula']}: {facts['trials']} trials ({ended}), "
         f"{facts['force_calls']} force calls, {facts['score_calls']} score calls.",
-        f"{facts['minima']} distinct minima: {within}.",
+        f"{facts['minima']} distinct {'minimum' if facts['minima'] == 1 else 'minima'}: {within}.",
     ]
     if len(facts["regimes"]) > 1:
         text.insert(1, f"Trials (and force calls) by regime: {regimes}.")
@@ -172,10 +180,10 @@ def summary_text(facts: dict[str, Any]) -> str:
         if facts[f"{kind}_calls"]:
             text.append(f"{kind.capitalize()} took {facts[f'{kind}_calls']} more force calls.")
     if facts["hits"] >= ENOUGH_HITS:
-        chance = max(100 * facts["chance_next_is_new"], 100 / facts["hits"])
+        chance = facts["chance_next_is_new"]
+        about = f"about {100 * chance:.2g}" if chance else f"less than {100 / facts['hits']:.2g}"
         text.append(
-            f"A trial like all so far that ends in a minimum meets a new one with a chance of about {chance:.0f} % "
-            "(Good-Turing); "
+            f"A trial like all so far that ends in a minimum meets a new one with a chance of {about} % (Good-Turing); "
             f"trials like these can reach {facts['reachable_at_least']:.0f} at the least, others more (Chao1)."
         )
         mean, low, high = facts["new_in_next_100_trials"]
@@ -185,6 +193,8 @@ def summary_text(facts: dict[str, Any]) -> str:
             if high
             else "The next 100 trials will hardly meet a new one."
         )
+        calls, new = facts["new_in_later_half"]
+        text.append(f"The later half of the force calls, {calls}, met {new} new {'minimum' if new == 1 else 'minima'}.")
     elif facts["minima"]:
-        text.append("Too few trials have ended in minima to say how complete the list is.")
+        text.append(f"To say how complete the list is takes {ENOUGH_HITS} trials that have ended in minima.")
     return "\n".join(text)

@@ -9,6 +9,7 @@ from ase_gss.errors import InputError
 FIXED_SETTINGS = (
     "formula",
     "calculator",
+    "calculator_parameters",
     "charge",
     "multiplicity",
     "fmax",
@@ -40,7 +41,7 @@ FIXED_SETTINGS = (
     "region",
 )
 #: Of these older databases tell nothing.
-_NOT_ALWAYS_THERE = ("starts", "sigma_start")
+_NOT_ALWAYS_THERE = ("starts", "sigma_start", "calculator_parameters")
 
 
 def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str, Any]) -> None:
@@ -62,6 +63,14 @@ def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str
         if key in _NOT_ALWAYS_THERE and key not in earlier:
             continue
         if earlier.get(key) != settings.get(key):
+            if key == "calculator_parameters":
+                before, now = earlier[key], settings.get(key) or {}
+                differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+                had, has = (", ".join(f"{name}={each.get(name)!r}" for name in differ) for each in (before, now))
+                raise InputError(
+                    f"{name} is of a search whose calculator has {had}, not {has}: give another database, or the same "
+                    "calculator."
+                )
             if key == "starts":
                 raise InputError(f"{name} is of a search with other starts: give another database, or the same starts.")
             if key == "adapt":

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from ase_gss.bonds import bonding_graph, environments, fragments, graph_key, is_connected, isomorphic, overlapping
+from ase_gss.bonds import (
+    bonding_graph,
+    connected,
+    environments,
+    fragments,
+    graph_key,
+    is_connected,
+    isomorphic,
+    overlapping,
+)
 
 NAMES = ["CH3CH2OH", "CH3OCH3", "C3H4_D2d", "H2O2", "isobutane", "C6H6", "SiH4", "CH3CONH2", "HCN", "H"]
 
@@ -26,6 +35,15 @@ def test_graph_of_ethanol():
 @pytest.mark.parametrize(("length", "bonded"), [(1.89, True), (1.91, False)])
 def test_carbons_are_bonded_within_1_25_covalent_radii(length, bonded):
     assert bonding_graph(Atoms("C2", [[0, 0, 0], [length, 0, 0]])).has_edge(0, 1) is bonded
+
+
+def test_hydrogen_alone_is_bonded_at_its_own_bond_length():
+    stretched = Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.78]])  # 0.775 Å is 1.25 times the sum of the radii
+    assert is_connected(stretched)
+    assert connected(stretched.numbers, stretched.positions[None]).all()
+    assert not is_connected(Atoms("H2", positions=[[0, 0, 0], [0, 0, 1.0]]))
+    both = Atoms("H2He", positions=[[0, 0, 0], [0, 0, 0.78], [0, 0, 9]])  # beside other elements it is as for all
+    assert not bonding_graph(both).has_edge(0, 1)
 
 
 def test_scale_is_the_callers():

@@ -1,6 +1,7 @@
 """The shell, as a user meets it."""
 
 import json
+import logging
 import os
 import random
 import signal
@@ -8,13 +9,17 @@ import sqlite3
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ase.db import connect
 from ase.io import read
 
-from ase_gss.cli import main
+from ase_gss import __version__
+from ase_gss.archive import Archive
+from ase_gss.cli import _told_on, main
+from ase_gss.report import minima_of
 
 SEARCH = ["search", "Ar5", "-c", "lj", "--coupling", "rss"]
 
@@ -40,6 +45,28 @@ def test_search_ends_in_a_table(tmp_path, capsys, monkeypatch):
     assert "going on after 5 trials" in capsys.readouterr().out
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"ase-gss {__version__}\n"
+
+
+def test_a_budget_that_is_spent_already_is_said_to_be(database, capsys):
+    assert main([*SEARCH, "--trials", "10", "-o", database]) == 0
+    assert "It has spent that already: give more than this to go on" in capsys.readouterr().out
+    assert main([*SEARCH, "--trials", "13", "-o", database]) == 0
+    assert "spent that already" not in capsys.readouterr().out
+
+
+def test_what_a_search_says_of_itself_is_on_the_bar():
+    bar = SimpleNamespace(set_description_str=[].append)
+    said = bar.set_description_str.__self__
+    with _told_on(bar):
+        logging.getLogger("ase_gss.driver").info("learning from %d minima", 7)
+    logging.getLogger("ase_gss.driver").info("nobody listens any more")
+    assert said == ["learning from 7 minima"]
+
+
 def test_summary_as_text_and_json(database, capsys):
     assert main(["summary", database]) == 0
     assert "12 trials" in capsys.readouterr().out
@@ -52,6 +79,11 @@ def test_summary_as_text_and_json(database, capsys):
     assert set(facts["minima_within"]) == {"1", "2", "3", "5"}
     assert facts["lowest_energy"] == pytest.approx(-9.1, abs=0.2)
     assert facts["minima"] >= 1
+    calls, new = facts["new_in_later_half"]
+    assert calls == facts["force_calls"] - facts["force_calls"] // 2
+    assert new == sum(
+        atoms.info["first_call"] > facts["force_calls"] // 2 for atoms in minima_of(Archive(database)).ranked()
+    )
 
 
 def test_a_reader_that_leaves_early_ends_it_without_a_word(database):

@@ -242,6 +242,20 @@ def test_a_coupling_of_ones_own(water, score):
         dynamics(water, score, "difusion")
 
 
+def test_force_calls_of_the_hand_off_count(water, score):
+    water.calc = Harmonic(water.positions + 0.1)
+    dyn = dynamics(water, score, Mn(below=0.5))
+    dyn.run()
+    sampling = dyn.force_calls
+    physical = water.calc
+    outcome = dyn.hand_off(optimizer="FIRE")
+    assert dyn.force_calls >= sampling + outcome.steps > sampling
+    assert water.calc is physical
+    water.calc = None
+    with pytest.raises(InputError, match="attach a calculator"):
+        dyn.hand_off()
+
+
 def test_hand_off_gives_the_structure_to_an_optimizer(water, score):
     water.calc = Harmonic(water.positions)
     places = water.positions.copy()

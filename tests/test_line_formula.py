@@ -26,6 +26,14 @@ def test_lines(name, line):
     assert line_formula(molecule(name)) == line
 
 
+def test_a_cluster_is_its_formula():
+    cluster = Atoms(
+        "Cu5",
+        positions=2.3 * np.array([[1, 0, 0], [-0.5, 0.87, 0], [-0.5, -0.87, 0], [0, 0, 1.3], [0, 0, -1.3]]) / 1.74,
+    )
+    assert line_formula(cluster) == "Cu5 (9 contacts)"
+
+
 def test_two_molecules():
     atoms = molecule("H2O") + Atoms("H2", positions=[[9, 0, 0], [9, 0, 0.74]])
     assert line_formula(atoms) == "H-H + H2O"

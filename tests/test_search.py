@@ -420,6 +420,27 @@ def test_what_makes_other_trials_is_another_search(tmp_path, other, says):
         rss(4, **changed, **keywords)
 
 
+def test_another_potential_of_the_same_class_is_another_search(tmp_path):
+    def search(sigma, database="x.db"):
+        def make():
+            return LennardJones(sigma=sigma, epsilon=1.0, rc=20.0)
+
+        return GenerativeRSS("Ar2", make, coupling="rss", database=tmp_path / database)
+
+    search(1.0).run(trials=2)
+    search(1.0).run(trials=3)
+    with pytest.raises(InputError, match=r"whose calculator has sigma=1\.0, not sigma=1\.1: give another database"):
+        search(1.1)
+
+
+def test_a_function_that_makes_no_calculator_is_one_sentence():
+    def broken():
+        raise RuntimeError("license not found")
+
+    with pytest.raises(InputError, match=r"^The calculator cannot be made: RuntimeError: license not found\.$"):
+        rss(calculator=broken)
+
+
 def test_a_database_that_fails_at_once_leaves_no_workers(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise ArchiveError("x.db cannot be read")

@@ -57,7 +57,7 @@ def choose_system(
     if pbc:
         return Crystal(numbers, units, pressure, volume, symmetry)
     if of_crystals:
-        raise InputError("pressure, volume, symmetry and units are for crystals: set pbc=True (--crystal).")
+        raise InputError("pressure, volume, symmetry and units are for crystals: add --crystal (pbc=True in Python).")
     return Molecule(numbers, fragments, mirror_images_are_one)
 
 
