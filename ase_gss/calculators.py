@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -330,18 +331,20 @@ def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[
     return source, calculator if isinstance(calculator, str) else first.calculator.name
 
 
-#: Where and how loudly a calculator works is no part of the potential.
-_NO_PARAMETERS = {"directory", "label", "command", "profile", "txt", "verbosity", "cache_api", "nprocs"}
+#: Where, how loudly and with how much a calculator works is no part of the potential; some are written on the way.
+_NO_PARAMETERS = frozenset(
+    "atoms boundary cache_api chk command directory files keep_alive keep_tmp_files kpar label masses mem memory ncore "
+    "npar nprocs nprocshared num_threads parallel prefix profile specorder threads tmp_dir trajectory_out txt verbose "
+    "verbosity".split()
+)
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the parameters that are numbers, words, or lists and tables of them, as JSON gives them back."""
     kept = {}
     for key, value in parameters.items():
-        try:
-            text = json.dumps(value)
-        except (TypeError, ValueError):
+        if value is None or str(key).lower() in _NO_PARAMETERS or (isinstance(value, str) and os.path.isabs(value)):
             continue
-        if str(key) not in _NO_PARAMETERS:
-            kept[str(key)] = json.loads(text)
+        with contextlib.suppress(TypeError, ValueError):  # not JSON
+            kept[str(key)] = json.loads(json.dumps(value))
     return kept

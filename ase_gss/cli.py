@@ -207,7 +207,8 @@ def _told_on(bar: "tqdm") -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        log.level, log.propagate = before
+        log.setLevel(before[0])
+        log.propagate = before[1]
 
 
 @contextmanager

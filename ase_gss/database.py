@@ -24,7 +24,7 @@ from ase_gss.errors import InputError
 
 #: Version of what is in a database. 1: trials and refined minima. 2: reservations, the keys `regime` and `bonds`.
 #: 3: of a search that learns, the structures and forces that its relaxations went through, as data; of molecules where
-#: relaxations have begun, and the key `parent`, which older files lack.
+#: relaxations have begun, and the keys `parent`, `turned` and `second_look`, which older files lack.
 SCHEMA = 3
 #: Seconds to wait for another program that writes, or for a server that has gone away.
 PATIENCE = 60.0

@@ -28,6 +28,8 @@ WRITE_INTERVAL = 0.5
 #: So many generations without a force call mean that this search meets nothing new; an adaptive one needs patience.
 IDLE_GENERATIONS, ADAPTIVE_IDLE_GENERATIONS = 20, 60
 
+#: So often (s) what has become free elsewhere is looked for.
+PATIENCE = 60.0
 #: Where the budget is good for fewer trials that cost force calls, no more is sampled in advance: what costs none would
 #: be finished, what does would not, and the estimates of what is unseen would lean to the former.
 _PLENTY = LAG * GENERATION
@@ -70,6 +72,7 @@ class Driver:
         self.recognise = recognise
         self.stopping = False
         self._written = written
+        self._told = 0
         self._open: list[Generation] = []
         self._flying: dict[Future, Job] = {}
         self._finished: list[Trial] = []
@@ -119,7 +122,9 @@ class Driver:
                 break
             self._collect()
         if self._spent(max_calls):
-            self._give_up()
+            self._give_up("the force calls were used up before its relaxation")
+        elif self.stopping:  # what a worker that was lost has left
+            self._give_up("the search was stopped before its relaxation")
         self._open = []
         self.flush()
         self._read_others()  # what others wrote last counts in the list and in the marks, too
@@ -200,7 +205,9 @@ class Driver:
             return None
         for generation in self._open:  # their trials wait for it
             if generation.lesson is not None and (part := generation.lesson.next_part()) is not None:
-                _LOG.info("learning from %d minima", len(self.found.ledger.lesson_minima))
+                if generation.lesson.number != self._told:  # once for all its parts
+                    self._told = generation.lesson.number
+                    _LOG.info("learning from the first %d trials", self._told)
                 return Job("learn", (), part=part)
         n_ready = sum(len(generation.ready) for generation in self._open)
         if n_ready < self.crew.slots and (waiting := [each for each in self._open if each.may_be_sampled]):
@@ -262,7 +269,7 @@ class Driver:
 
     def _collect(self) -> None:
         """Take what the crew has done."""
-        patience = WRITE_INTERVAL if self._finished else None
+        patience = WRITE_INTERVAL if self._finished else PATIENCE
         done, _ = wait(self._flying, timeout=patience, return_when=FIRST_COMPLETED)
         for future in sorted(done, key=lambda future: self._flying[future].first):
             job = self._flying.pop(future)
@@ -376,12 +383,12 @@ class Driver:
                 break
             self.found.take_up(*self._waiting.pop(number))
 
-    def _give_up(self) -> None:
+    def _give_up(self, reason: str) -> None:
         """Of the trials that are not finished keep only those that have cost force calls."""
         for generation in self._open:
             for trial in generation.trials.values():
                 if trial.force_calls:
-                    trial.end(Ended.BUDGET, "the force calls were used up before its relaxation")
+                    trial.end(Ended.BUDGET, reason)
                     self._finished.append(trial)
 
     def _spent(self, max_calls: int | None) -> bool:

@@ -35,6 +35,8 @@ class Found:
         What each way to make a trial has cost and found.
     minimum_of : dict
         Index in the list of the minimum that each trial was relaxed to.
+    returned : set of int
+        Trials that came back to the minimum that they were made from, which is no hit.
     """
 
     def __init__(self, archive: Archive, below: float = inf, starts: bool = False) -> None:
@@ -44,6 +46,7 @@ class Found:
         self._archive = archive
         self._calls = 0
         self.minimum_of: dict[int, int] = {}
+        self.returned: set[int] = set()
         self._first_trials: list[int] = []
         self._turnable: list[bool] = []
         begun = archive.starts(archive.records) if starts and self.memory.compares_starts else {}
@@ -79,7 +82,9 @@ class Found:
         elif record.known is not None:
             index = self.minimum_of[record.known]
         returned = index is not None and not is_new and index == parent
-        if index is not None and not returned:
+        if returned:
+            self.returned.add(record.number)
+        elif index is not None:
             self.minima.hit(index)
         if start is not None and index is not None:
             self.memory.remember_start(start, record.number, self._first_trials[index])

@@ -4,7 +4,6 @@ from threading import Event, Thread
 
 from ase_gss.archive import Archive
 from ase_gss.database import ArchiveError, database_at
-from ase_gss.errors import InputError
 
 #: Seconds between two signs.
 INTERVAL = 60.0
@@ -21,10 +20,12 @@ class Heartbeat:
 
     def __init__(self, archive: Archive) -> None:
         self._archive, self._over = archive, Event()
+        # A connection of its own, as that of the archive is for one thread; made here, before anybody changes folders.
+        self._database = None if archive.path is None else database_at(archive.path)
         self._thread = Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
-        if self._archive.path is not None:
+        if self._database is not None:
             self._thread.start()
         return self
 
@@ -36,7 +37,6 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._over.wait(INTERVAL):
             try:
-                # A connection of its own: that of the archive is for one thread.
-                self._archive.heartbeat(database_at(self._archive.path))
-            except (ArchiveError, InputError):
+                self._archive.heartbeat(self._database)
+            except ArchiveError:
                 continue  # the search itself will meet it, too, and say so; else the next sign comes in time

@@ -171,6 +171,8 @@ class Ledger:
         self._appraise(entry)
         if entry.turned is not None:
             self._met[entry.turned].turned += 1
+        elif entry.returned:
+            self._met[entry.minimum].returned += 1
         if entry.bonds:
             if entry.bonds not in self._relaxed:
                 self._unknown += 1

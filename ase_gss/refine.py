@@ -110,8 +110,9 @@ def refined_minima(found: "Found", archive: Archive) -> MinimaList:
         records = sorted(archive.records, key=lambda record: record.number)
         calls = dict(zip((r.number for r in records), accumulate(r.force_calls for r in records), strict=True))
         for number, refined in others.items():
-            hits[representing[found.minimum_of[number]]] -= 1
-            entries.append((calls[number], refined.atoms, number, 1, number))
+            n_hits = int(number not in found.returned)
+            hits[representing[found.minimum_of[number]]] -= n_hits
+            entries.append((calls[number], refined.atoms, number, n_hits, number))
     for number, atoms in representatives.items():
         refined = archive.refined.get(number)
         if refined is None or refined.ended is Ended.MINIMUM:
@@ -120,5 +121,8 @@ def refined_minima(found: "Found", archive: Archive) -> MinimaList:
     complete = all(number in archive.refined for number in representatives)
     merged = MinimaList(comparison_of(archive.metadata.get("settings", {}), refined=complete))
     for first_call, end, number, n_hits, first_trial in sorted(entries, key=lambda entry: (entry[0], entry[2])):
-        merged.add(end, end.get_potential_energy(), number, first_call, hits=n_hits, first_trial=first_trial)
+        energy = end.get_potential_energy()
+        index, is_new = merged.add(end, energy, number, first_call, hits=n_hits, first_trial=first_trial)
+        if is_new and not n_hits:  # what came back, as a search sees it, has met a minimum of its own after all
+            merged.hit(index)
     return merged

@@ -151,6 +151,12 @@ def _crystal_rows(minima: list[Atoms]) -> list[str]:
     return lines
 
 
+def _percent(chance: float, hits: int) -> str:
+    """About what chance that is; where nothing was met only once, less than one in all hits."""
+    percent = 100 * (chance or 1 / hits)
+    return f"{'about' if chance else 'less than'} {percent:.{0 if percent >= 10 else 1}f}"
+
+
 def summary_text(facts: dict[str, Any]) -> str:
     """`summary` in sentences."""
     ended = ", ".join(f"{count} {how}" for how, count in facts["ended"].items())
@@ -181,9 +187,9 @@ def summary_text(facts: dict[str, Any]) -> str:
             text.append(f"{kind.capitalize()} took {facts[f'{kind}_calls']} more force calls.")
     if facts["hits"] >= ENOUGH_HITS:
         chance = facts["chance_next_is_new"]
-        about = f"about {100 * chance:.2g}" if chance else f"less than {100 / facts['hits']:.2g}"
         text.append(
-            f"A trial like all so far that ends in a minimum meets a new one with a chance of {about} % (Good-Turing); "
+            "A trial like all so far that ends in a minimum, other than the one that it was made from, meets a new one "
+            f"with a chance of {_percent(chance, facts['hits'])} % (Good-Turing); "
             f"trials like these can reach {facts['reachable_at_least']:.0f} at the least, others more (Chao1)."
         )
         mean, low, high = facts["new_in_next_100_trials"]

@@ -209,7 +209,7 @@ class GenerativeRSS:
         self.workers, self.executor = workers, executor
         self.call_limit, self.trial_limit, self.failure_limit = call_limit, trial_limit, failure_limit
         self.archive = Archive(database)
-        self.archive.open_for(self.plan.settings() | ({} if recognise else {"recognise": False}))
+        self.archive.open_for(self.plan.settings() | {"recognise": recognise})
         self._found = Found(self.archive)
         self._driver: Driver | None = None
         self._stopping = False
@@ -346,7 +346,11 @@ class GenerativeRSS:
         return self.refine_minima() if refines else self.minima
 
     def stop(self) -> None:
-        """End the run under way once the trials that are with the calculator are finished; for signal handlers."""
+        """End the run under way once what is under way is finished; for signal handlers.
+
+        That is what is with the calculator, and with a coupling that samples with forces the relaxation of what has
+        been sampled: else these force calls were lost.
+        """
         self._stopping = True
         if self._driver is not None:
             self._driver.stop()

@@ -9,7 +9,6 @@ from ase_gss.errors import InputError
 FIXED_SETTINGS = (
     "formula",
     "calculator",
-    "calculator_parameters",
     "charge",
     "multiplicity",
     "fmax",
@@ -41,7 +40,7 @@ FIXED_SETTINGS = (
     "region",
 )
 #: Of these older databases tell nothing.
-_NOT_ALWAYS_THERE = ("starts", "sigma_start", "calculator_parameters")
+_NOT_ALWAYS_THERE = ("starts", "sigma_start", "recognise")
 
 
 def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str, Any]) -> None:
@@ -59,18 +58,12 @@ def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str
     InputError
         Says what differs.
     """
+    if earlier:
+        _check_parameters(name, *(each.get("calculator_parameters", {}) for each in (earlier, settings)))
     for key in FIXED_SETTINGS if earlier else ():
         if key in _NOT_ALWAYS_THERE and key not in earlier:
             continue
         if earlier.get(key) != settings.get(key):
-            if key == "calculator_parameters":
-                before, now = earlier[key], settings.get(key) or {}
-                differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-                had, has = (", ".join(f"{name}={each.get(name)!r}" for name in differ) for each in (before, now))
-                raise InputError(
-                    f"{name} is of a search whose calculator has {had}, not {has}: give another database, or the same "
-                    "calculator."
-                )
             if key == "starts":
                 raise InputError(f"{name} is of a search with other starts: give another database, or the same starts.")
             if key == "adapt":
@@ -90,6 +83,15 @@ def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str
             before, now = _short(earlier.get(key)), _short(settings.get(key))
             difference = f"{key} {before}, not {now}" if before != now else f"another {key}"
             raise InputError(f"{name} is of a search with {difference}: give another database, or the same settings.")
+
+
+def _check_parameters(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise where two calculators of a class are two potentials; what one of them does not state may be a default."""
+    if differ := sorted(key for key in before.keys() & now.keys() if before[key] != now[key]):
+        had, has = (", ".join(f"{key}={each[key]!r}" for key in differ) for each in (before, now))
+        raise InputError(
+            f"{name} is of a search whose calculator has {had}, not {has}: give another database, or that calculator."
+        )
 
 
 def keywords_to_refine(name: str, settings: dict[str, Any], calculator: Any = None) -> dict[str, Any]:

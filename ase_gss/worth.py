@@ -46,8 +46,9 @@ class Met:
         Trial that met it first.
     energy : float
         Of that trial's end, as minima are ranked.
-    came, hits, turned : int
-        Relaxations that have come to it, trials that have met it in any way, and those that began with it turned.
+    came, hits, turned, returned : int
+        Relaxations that have come to it, trials that have met it in any way, those that began with it turned, and those
+        that began with it and noise and came back.
     turnable : bool
         It has a part to turn.
     """
@@ -57,12 +58,13 @@ class Met:
     came: int = 0
     hits: int = 0
     turned: int = 0
+    returned: int = 0
     turnable: bool = False
 
     @property
     def visits(self) -> int:
-        """Trials that have met it, or begun with it turned."""
-        return self.hits + self.turned
+        """Trials that have met it, or begun with it turned, or come back to it."""
+        return self.hits + self.turned + self.returned
 
 
 class GoingRate:

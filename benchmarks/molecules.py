@@ -35,6 +35,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import permutations
+from math import factorial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
@@ -604,8 +605,9 @@ class Accumulation:
 
     @staticmethod
     def _joined(group: Sequence["Counted"], within: np.ndarray) -> tuple[list[np.ndarray], float]:
-        orders = list(permutations(group))
-        if len(orders) > MOST_ORDERS:
+        if factorial(len(group)) <= MOST_ORDERS:
+            orders = list(permutations(group))
+        else:
             rng = np.random.default_rng(0)
             orders = [[group[k] for k in rng.permutation(len(group))] for _ in range(MOST_ORDERS)]
         return [one_after_another(order, within)[0] for order in orders], sum(each.limit for each in group)
@@ -854,8 +856,8 @@ def tables(facts: dict[str, Any], window: float) -> str:
             "",
             f"### {formula} ({kind}): {curves['pooled']} known within {window:g} eV",
             "",
-            f"Distinct minima after so many force calls; (×) the calls of random search for as many. "
-            f"{system['pooled']} known in all.",
+            f"Distinct minima after so many force calls; (×) the calls of random search for as many; "
+            f"[n] of n seeds only. {system['pooled']} known in all.",
             "",
             f"| method | seeds | {head} | recovered | whole / % | calls/trial | s/1000 calls | interval held / % |",
             "| --- " * (len(budgets) + 7) + "|",
@@ -917,8 +919,9 @@ def write_into(path: Path, table: str) -> None:
 def _cell(curve: dict[str, Any], k: int) -> str:
     error = curve["standard_error"][k]
     text = f"{curve['mean'][k]:.1f}" + (f" ± {error:.1f}" if np.isfinite(error) else "")
-    ratio = curve["ratio"][k]
-    return text if ratio is None else f"{text} ({Ratio(**ratio)}×)"
+    ratio, seeds = curve["ratio"][k], curve["seeds"]
+    text = text if ratio is None else f"{text} ({Ratio(**ratio)}×)"
+    return text if seeds[k] == max(seeds) else f"{text} [{seeds[k]}]"
 
 
 def _without_nan(value: Any) -> Any:

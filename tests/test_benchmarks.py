@@ -87,6 +87,7 @@ def test_the_error_of_random_search_is_that_of_its_seeds():
     assert random_search.count(200) == pytest.approx(np.mean(each))
     assert random_search.error(200) == pytest.approx(np.std(each, ddof=1) / 2)  # of the mean of four
     assert np.isnan(molecules.Accumulation(runs[:1], everything).error(200))
+    assert molecules.Accumulation(runs * 4, everything).count(200) == pytest.approx(np.mean(each), rel=0.1)
     # What all four together have met is about as uncertain as the jackknife over them says.
     ends, errors = [], []
     for _ in range(60):

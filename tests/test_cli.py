@@ -19,7 +19,7 @@ from ase.io import read
 from ase_gss import __version__
 from ase_gss.archive import Archive
 from ase_gss.cli import _told_on, main
-from ase_gss.report import minima_of
+from ase_gss.report import minima_of, summary, summary_text
 
 SEARCH = ["search", "Ar5", "-c", "lj", "--coupling", "rss"]
 
@@ -65,6 +65,15 @@ def test_what_a_search_says_of_itself_is_on_the_bar():
         logging.getLogger("ase_gss.driver").info("learning from %d minima", 7)
     logging.getLogger("ase_gss.driver").info("nobody listens any more")
     assert said == ["learning from 7 minima"]
+    assert not logging.getLogger("ase_gss.driver").isEnabledFor(logging.INFO)
+
+
+@pytest.mark.parametrize(
+    ("chance", "says"), [(1.0, "about 100 %"), (0.4, "about 40 %"), (0.002, "about 0.2 %"), (0.0, "less than 2.5 %")]
+)
+def test_chances_as_percents(database, chance, says):
+    facts = summary(Archive(database)) | {"chance_next_is_new": chance, "hits": 40}
+    assert f"with a chance of {says} (Good-Turing)" in summary_text(facts)
 
 
 def test_summary_as_text_and_json(database, capsys):

@@ -101,6 +101,10 @@ def test_visits_count_hits_and_turns_of_what_can_be_turned_within_the_window():
     ledger.advance(before=2 * 10**9)
     assert ledger.visits_to_turnable() == {0: 3, 1: 2}
     assert ledger.only_hits() == {"A": 2}
+    ledger.enter(Entry(3 * 10**9, "C", 0, minimum=1, energy=0.5, returned=True))  # so is coming back with noise
+    ledger.advance(before=4 * 10**9)
+    assert ledger.visits_to_turnable() == {0: 3, 1: 3}
+    assert ledger.only_hits() == {"A": 2}
 
 
 def test_nothing_starts_from_known_minima_before_there_are_any():

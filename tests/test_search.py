@@ -4,6 +4,8 @@ import multiprocessing
 import sqlite3
 import threading
 import time
+from dataclasses import replace
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -15,9 +17,12 @@ from ase.db import connect
 from conftest import GaussianScore
 
 from ase_gss import GenerativeRSS, InputError
+from ase_gss.calculators import CalculatorSource
 from ase_gss.coupling import Langevin, Mn
 from ase_gss.database import ArchiveError
+from ase_gss.found import Found
 from ase_gss.search import SearchError
+from ase_gss.settings import check_settings
 
 TETRAHEDRON = -6.0  # energy of four Lennard-Jones atoms with six contacts, in units of epsilon
 
@@ -299,6 +304,18 @@ def test_minima_that_a_search_takes_for_one_are_two_once_every_end_is_refined(tm
     assert {row.minimum for row in connect(path).select("minimum>0")} == {1, 2}
 
 
+def test_no_minimum_has_less_than_one_hit_whatever_came_back_to_where_it_began():
+    starts = [Atoms("OH2", positions=places) for places in TwoWells.places]
+    search = GenerativeRSS("H2O", TwoWells(), coupling="rss", starts=starts, sigma_start=1e-3)
+    search.run(trials=5)
+    records = search.archive.records
+    records[:] = [replace(record, parent=0 if record.number else None) for record in records]
+    search._found = Found(search.archive)
+    assert search.hits == [1]
+    search.refine_minima(every_end=True)
+    assert search.hits == [1, 1]
+
+
 def test_refinement_is_counted_apart_and_not_repeated(tmp_path):
     path = tmp_path / "x.db"
     search = rss(10, database=path, fmax=0.3)
@@ -405,7 +422,7 @@ def test_a_saddle_point_is_pushed_off(tmp_path):
         ({"starts": None}, "is of a search with own_starts 1, not 0"),
         ({"optimizer": "FIRE"}, "is of a search with optimizer ModelBFGS, not FIRE"),
         ({"max_steps": 5}, "is of a search with max_steps 300, not 5"),
-        ({"recognise": False}, "is of a search with recognise None, not False"),
+        ({"recognise": False}, "is of a search with recognise True, not False"),
     ],
 )
 def test_what_makes_other_trials_is_another_search(tmp_path, other, says):
@@ -433,6 +450,31 @@ def test_another_potential_of_the_same_class_is_another_search(tmp_path):
         search(1.1)
 
 
+def test_what_a_calculator_does_not_state_may_be_a_default():
+    earlier = {"calculator_parameters": {"method": "PBE", "width": 0.1}}
+    check_settings("x.db", earlier, {"calculator_parameters": {"method": "PBE", "grid": 3}})
+    check_settings("x.db", {}, {"calculator_parameters": {"method": "PBE"}})
+    with pytest.raises(InputError, match=r"has method='PBE', not method='PW91': give"):
+        check_settings("x.db", earlier, {"calculator_parameters": {"method": "PW91"}})
+
+
+def test_where_a_calculator_works_is_no_part_of_the_potential(tmp_path):
+    def made():
+        calculator = LennardJones(sigma=1.0)
+        calculator.parameters |= {
+            "tmp_dir": mkdtemp(dir=tmp_path),
+            "solvent": None,
+            "nprocshared": 8,
+            "basis": object(),
+        }
+        return calculator
+
+    stated = CalculatorSource(made).parameters
+    assert stated == CalculatorSource(made).parameters
+    assert stated["sigma"] == 1.0
+    assert not {"tmp_dir", "solvent", "nprocshared", "basis"} & set(stated)
+
+
 def test_a_function_that_makes_no_calculator_is_one_sentence():
     def broken():
         raise RuntimeError("license not found")
@@ -457,11 +499,13 @@ def test_a_database_that_fails_at_once_leaves_no_workers(tmp_path, monkeypatch):
 def test_a_slow_calculator_is_a_sign_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr("ase_gss.reservations.LIFETIME", 1.0)
     monkeypatch.setattr("ase_gss.heartbeat.INTERVAL", 0.2)
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "x.db"
-    search = rss(calculator=Counting(lambda call: time.sleep(0.1)), database=path)
+    search = rss(calculator=Counting(lambda call: time.sleep(0.1)), database="x.db")
     runs = threading.Thread(target=search.run, kwargs={"trials": 1})
     runs.start()
     time.sleep(2.0)  # its relaxation takes longer than others wait
+    monkeypatch.chdir(tmp_path.parent)  # as a calculator may do
     elsewhere = rss(database=path)
     elsewhere.archive._reservations._host = "another host"
     assert elsewhere.archive.reserve(16, 1) == []
