@@ -71,6 +71,14 @@ def test_random_search_counts_in_all_orders_of_its_seeds(n, calls):
         assert ratio["value"] == pytest.approx(min(calls, 200) / 10, rel=0.01)
 
 
+def test_random_search_is_reported_with_its_seeds_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(molecules, "LONG_BUDGETS", (100, 200, 300))
+    group = [counted({k: 90 for k in range(8)}, 100), counted({k: 50 for k in range(2, 12)}, 100)]
+    rows = molecules._curves({"rss": group}, np.ones(12, bool), [100])["random_search"]
+    assert [(row["calls"], row["mean"]) for row in rows] == [(100, 9), (200, 12)]
+    assert [row["standard_error"] for row in rows] == [1, 1]  # of the second: 8 and 10 where one is left out
+
+
 def test_the_error_of_random_search_is_that_of_its_seeds():
     rng, everything = np.random.default_rng(0), np.ones(200, bool)
     chances = rng.dirichlet(np.full(200, 0.5))
