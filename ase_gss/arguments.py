@@ -150,7 +150,7 @@ def _positive(text: str) -> int:
 
 def _range(text: str) -> tuple[int, ...]:
     first, _, last = text.partition("-")
-    low, high = _positive(first), _positive(last or first)
-    if high < low:
-        raise argparse.ArgumentTypeError(f"{text} is not a range like 1-4")
+    if not all(part.isdecimal() and int(part) for part in (first, last or first)) or int(last or first) < int(first):
+        raise argparse.ArgumentTypeError(f"{text} is neither a whole number like 4 nor a range like 1-4")
+    low, high = int(first), int(last or first)
     return tuple(range(low, high + 1))

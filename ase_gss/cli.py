@@ -119,7 +119,8 @@ def _search(options: argparse.Namespace) -> int:
         print(f"{formula} with charge {options.charge} has an odd number of electrons: multiplicity 2 is used.")
     if options.crystal:
         units = "-".join(str(n) for n in sorted({min(search.system.units), max(search.system.units)}))
-        kind = f"crystals of {units} × {len(search.numbers)} atoms, {options.pressure:g} GPa"
+        many = "" if units == "1" else "s"
+        kind = f"crystals of {units} formula unit{many}, {options.pressure:g} GPa"
     else:
         kind = f"molecule of {len(search.numbers)} atoms, charge {options.charge}, multiplicity {search.multiplicity}"
     print(f"Searching {formula} ({kind}) with {calculator}.")

@@ -898,13 +898,17 @@ def short_table(facts: dict[str, Any], window: float) -> str:
     columns = [("gss", calls) for calls in SHORT_TABLE["gss"]] + [("rss", calls) for calls in SHORT_TABLE["rss"]]
     names = {"gss": "`ase-gss search`", "rss": "random search"}
     head = [f"{names[method]}, {_spaced(calls)}" for method, calls in columns]
-    lines = [f"| formula | known | {' | '.join(head)} | seeds |", "| --- " * (3 + len(columns)) + "|"]
+    head.append(f"random search, {_spaced(LONG_BUDGETS[-1])} (seeds joined)")
+    lines = [f"| formula | known | {' | '.join(head)} | seeds |", "| --- " * (3 + len(head)) + "|"]
     for formula, system in facts.items():
         curves, totals = system["windows"][str(window)], system["methods"]
         cells = []
         for method, calls in columns:
             curve = curves["methods"].get(method, {"calls": []})
             cells.append(_cell(curve, curve["calls"].index(calls)) if calls in curve["calls"] else "")
+        cells.append(
+            next((_with_error(row) for row in curves["random_search"] if row["calls"] == LONG_BUDGETS[-1]), "")
+        )
         seeds = ", ".join(str(totals[method]["seeds"]) for method in ("gss", "rss") if method in totals)
         lines.append(f"| {formula} | {curves['pooled']} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines)

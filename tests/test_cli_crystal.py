@@ -38,7 +38,7 @@ def test_search_ends_in_a_table_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*SEARCH, "--trials", "1", "--formula-units", "2-4"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Searching Cu (crystals of 2-4 × 1 atoms, 0 GPa) with emt."
+    assert lines[0] == "Searching Cu (crystals of 2-4 formula units, 0 GPa) with emt."
     header = next(line for line in lines if line.split()[:3] == ["rank", "dH/eV/atom", "H/eV/atom"])
     assert header.endswith("space group")
     assert (tmp_path / "Cu.db").exists()
