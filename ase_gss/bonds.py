@@ -19,8 +19,8 @@ _LEAST_CONTACT = 0.72
 _LEAST_CONTACT_OF_METALS = 0.5
 # Rounds of neighbourhood refinement: an atom's environment reaches this many bonds far.
 _ROUNDS = 4
-# Covalent radii of hydrogen alone count for so much more: the bond of H2 is 1.25 times as long as the sum of them.
-_HYDROGEN_ALONE = 1.2
+# In H2 alone the radii count for so much more: its bond is 1.25 times as long as the sum of them.
+_DIHYDROGEN = 1.2
 _METALS = [*range(21, 31), *range(38, 49), *range(56, 81), *range(88, 113)]
 
 
@@ -33,7 +33,7 @@ def bonding_graph(atoms: Atoms, scale: float = 1.25) -> nx.Graph:
         A structure of N atoms without periodic boundaries.
     scale
         Two atoms are bonded when they are closer than `scale` times the sum of their covalent radii [1]_, which count
-        for a fifth more in H2 and whatever else is hydrogen only.
+        for a fifth more where there is nothing but H2.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def _relative_distances(atoms: Atoms) -> np.ndarray:
 
 def _radii(numbers: np.ndarray) -> np.ndarray:
     """Covalent radii (N,) in Å."""
-    return covalent_radii[numbers] * (_HYDROGEN_ALONE if np.all(np.asarray(numbers) == 1) else 1.0)
+    return covalent_radii[numbers] * (_DIHYDROGEN if list(numbers) == [1, 1] else 1.0)
 
 
 def environments(graph: nx.Graph) -> list[str]:

@@ -95,7 +95,7 @@ def test_to_come_back_to_where_it_began_is_no_hit(searched):
         came_to = record.number if record.ended is Ended.MINIMUM else record.known
         if record.parent is not None and found.minimum_of[came_to] == found.minimum_of[record.parent]:
             back.append(record)
-    assert {r.ended for r in back} >= {Ended.MINIMUM, Ended.KNOWN}
+    assert {r.ended for r in back} >= {Ended.HEADING, Ended.KNOWN}
     assert {r.turned for r in back} == {True, False}  # and so are those with noise that come back
     assert sum(searched.hits) == len(met) - len(back)
 

@@ -176,7 +176,7 @@ def test_a_mistake_in_a_job_travels_as_it_is():
 
 def test_what_a_worker_cannot_make():
     plan = plan_for(faulty.only_for_the_driver)
-    with WorkerPool(plan, 1) as pool, pytest.raises(RuntimeError, match="no licence here"):
+    with WorkerPool(plan, 1) as pool, pytest.raises(InputError, match="cannot be made: RuntimeError: no licence here"):
         pool.submit(relaxation(plan, 0)).result(timeout=100)
 
 
