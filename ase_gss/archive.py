@@ -268,18 +268,15 @@ class Archive:
         self._reservations.reserved = reserved
         return free
 
-    def heartbeat(self, database: Database | None = None) -> None:
-        """Give a sign of life, so that other hosts do not take over what is reserved here; as `append` does.
-
-        To be called every few minutes where no trial is finished.
+    def heartbeat(self, database: Database) -> None:
+        """Give a sign of life, as `append` does, so that other hosts do not take over what is reserved here.
 
         Parameters
         ----------
-        database : Database, optional
-            A connection to the same place, for another thread.
+        database : Database
+            A connection of the caller's to the same place: the archive's own is for one thread.
         """
-        database = database or self._database
-        if self._reservations.reserved and database is not None:
+        if self._reservations.reserved:
             with database.transaction() as cursor:
                 self._reservations.beat(cursor)
 

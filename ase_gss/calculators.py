@@ -21,6 +21,12 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFactory, CountedCalculator
 
+#: Where, how loudly and with how much a calculator works is no part of the potential; some are written on the way.
+_NO_PARAMETERS = frozenset(
+    "atoms boundary cache_api chk command directory files keep_alive keep_tmp_files kpar label masses mem memory ncore "
+    "npar nprocs nprocshared num_threads parallel prefix profile specorder threads tmp_dir trajectory_out txt verbose "
+    "verbosity".split()
+)
 #: What the networks trained on the relaxations of the Materials Project have seen.
 _MATERIALS_PROJECT = frozenset({*range(1, 84), *range(89, 95)})
 
@@ -225,10 +231,12 @@ def _loaded(name: str) -> Calculator:
             warnings.simplefilter("ignore")
             return CALCULATORS[name].make()
     except Exception as error:  # a broken installation, no network, no licence: each package has its own
-        reason = " ".join(str(error).split()).rstrip(".") or "no message"
-        raise InputError(
-            f"The model of {name!r} cannot be loaded, look at its package: {type(error).__name__}: {reason}."
-        ) from error
+        raise InputError(f"The model of {name!r} cannot be loaded, look at its package: {_said(error)}.") from error
+
+
+def _said(error: Exception) -> str:
+    """What another package has raised, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.') or 'no message'}"
 
 
 def _with_shared_model(name: str) -> Calculator:
@@ -306,8 +314,7 @@ class CalculatorSource:
         except InputError:
             raise
         except Exception as error:  # a licence, a path: each package has its own
-            reason = " ".join(str(error).split()).rstrip(".") or "no message"
-            raise InputError(f"The calculator cannot be made: {type(error).__name__}: {reason}.") from error
+            raise InputError(f"The calculator cannot be made: {_said(error)}.") from error
 
     @property
     def named(self) -> bool:
@@ -329,14 +336,6 @@ def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[
         raise InputError("A charge is for calculators given by name: set it in your own calculator.")
     first = source()  # a model that cannot be loaded is reported now
     return source, calculator if isinstance(calculator, str) else first.calculator.name
-
-
-#: Where, how loudly and with how much a calculator works is no part of the potential; some are written on the way.
-_NO_PARAMETERS = frozenset(
-    "atoms boundary cache_api chk command directory files keep_alive keep_tmp_files kpar label masses mem memory ncore "
-    "npar nprocs nprocshared num_threads parallel prefix profile specorder threads tmp_dir trajectory_out txt verbose "
-    "verbosity".split()
-)
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Heartbeat:
 
     def __init__(self, archive: Archive) -> None:
         self._archive, self._over = archive, Event()
-        # A connection of its own, as that of the archive is for one thread; made here, before anybody changes folders.
+        # Made here, before anybody changes folders.
         self._database = None if archive.path is None else database_at(archive.path)
         self._thread = Thread(target=self._beat, name="heartbeat", daemon=True)
 

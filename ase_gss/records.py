@@ -160,7 +160,7 @@ def record_of_values(values: dict[str, Any], energy: float | None) -> Record:
         known=values.get("known"),
         parent=values.get("parent"),
         second_look=bool(values.get("second_look", False)),
-        turned=bool(values.get("turned", values.get("regime") in ("turned", "settled-turned"))),
+        turned=bool(values.get("turned", False)),
         regime=intern(values.get("regime", "")),
         bonds=intern(values.get("bonds", "")),
     )

@@ -47,7 +47,7 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
     minima = minima_of(archive) if minima is None else minima
     ended = Counter(str(record.ended) for record in archive.records)
     converged = sum(record.converged for record in archive.records)
-    energies = minima.energies
+    energies, ranked = minima.energies, minima.ranked()
     lowest = min(energies, default=None)
     skipped = sum(ended[str(each)] for each in (Ended.KNOWN, Ended.HEADING, Ended.FAMILIAR, Ended.HIGH))
     regimes: dict[str, dict[str, int]] = {}
@@ -74,25 +74,25 @@ def summary(archive: Archive, minima: MinimaList | None = None) -> dict[str, Any
         "hits": sum(minima.hits),
         "chance_next_is_new": chance_next_is_new(minima.hits),
         "reachable_at_least": chao1(minima.hits),
-        "new_in_next_100_trials": _predicted(archive, minima),
-        "new_in_later_half": _later_half(archive.totals["force_calls"], minima),
+        "new_in_next_100_trials": _predicted(archive, ranked),
+        "new_in_later_half": _later_half(archive.totals["force_calls"], ranked),
         "regimes": regimes,
         "settings": settings,
     }
 
 
-def _predicted(archive: Archive, minima: MinimaList) -> tuple[float, int, int]:
+def _predicted(archive: Archive, minima: list[Atoms]) -> tuple[float, int, int]:
     """How many new minima the next 100 trials will meet: mean and 90 % interval."""
     numbers = np.sort([record.number for record in archive.records])
-    first_met = np.searchsorted(numbers, [atoms.info["first_trial"] for atoms in minima.ranked()])
-    hits = [atoms.info["hits"] for atoms in minima.ranked()]
+    first_met = np.searchsorted(numbers, [atoms.info["first_trial"] for atoms in minima])
+    hits = [atoms.info["hits"] for atoms in minima]
     return predict_new(hits, len(numbers), first_met=first_met.tolist())
 
 
-def _later_half(force_calls: int, minima: MinimaList) -> tuple[int, int]:
+def _later_half(force_calls: int, minima: list[Atoms]) -> tuple[int, int]:
     """Force calls of the later half, and minima that they met first."""
     earlier = force_calls // 2
-    return force_calls - earlier, sum(atoms.info["first_call"] > earlier for atoms in minima.ranked())
+    return force_calls - earlier, sum(atoms.info["first_call"] > earlier for atoms in minima)
 
 
 def _windows(settings: dict[str, Any]) -> tuple[float, ...]:

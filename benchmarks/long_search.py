@@ -23,7 +23,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_gss.archive import Archive
 from ase_gss.found import Found
-from ase_gss.trial import Ended
+from ase_gss.trial import Ended, Trial
 
 GENERATION = 32
 CHECKPOINTS = (1_000, 5_000, 10_000, 20_000)
@@ -49,7 +49,7 @@ def resident() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def end_of(number: int, minima: int) -> SimpleNamespace:
+def end_of(number: int, minima: int) -> Trial:
     """A finished trial: one of the minima, drawn at random once each has been met."""
     rng = np.random.default_rng((1, number))
     which = number if number < minima else int(rng.integers(minima))
@@ -59,22 +59,9 @@ def end_of(number: int, minima: int) -> SimpleNamespace:
     energy = -100.0 + of_minimum.uniform(0, 1.0)
     atoms.positions += rng.normal(scale=SAME, size=atoms.positions.shape)
     atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=rng.normal(scale=0.01, size=atoms.positions.shape))
-    return SimpleNamespace(
-        number=number,
-        atoms=atoms,
-        walk=SimpleNamespace(coupling=SimpleNamespace(name="hot"), schedule=SimpleNamespace(n_steps=30)),
-        force_calls=40,
-        score_calls=60,
-        ended=Ended.MINIMUM,
-        converged=True,
-        known=None,
-        parent=None,
-        regime="hot",
-        bonds="",
-        reason="",
-        start=None,
-        frames=None,
-    )
+    coupling, schedule = SimpleNamespace(name="hot"), SimpleNamespace(n_steps=30)
+    walk = SimpleNamespace(coupling=coupling, schedule=schedule, score_calls=60)
+    return Trial(number, atoms, walk, force_calls=40, ended=Ended.MINIMUM, converged=True, regime="hot")
 
 
 class Clock:
@@ -101,7 +88,7 @@ def run(path: str, trials: int, minima: int) -> None:
     while numbers := clock("reserve", archive.reserve, GENERATION, trials):
         ends = [end_of(number, minima) for number in numbers]
         for trial in ends:
-            clock("recall", found.memory.recall, _bare(trial.atoms), numbers[0])
+            clock("recall", found.memory.look_at, _bare(trial.atoms), numbers[0])
         new = clock("append", archive.append, ends)
         for record in new:
             clock("minima", found.take_up, record)

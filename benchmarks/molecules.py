@@ -571,7 +571,7 @@ class Ratio:
         return f"{self.value:.{digits}f}{error}"
 
 
-def one_after_another(group: Sequence["Counted"], within: np.ndarray) -> tuple[np.ndarray, float]:
+def one_after_another(group: Sequence[Counted], within: np.ndarray) -> tuple[np.ndarray, float]:
     """Marks and limit of one long run made of several: for random search, whose trials know nothing of one another.
 
     Parameters
@@ -600,13 +600,13 @@ class Accumulation:
         As for `one_after_another`.
     """
 
-    def __init__(self, group: Sequence["Counted"], within: np.ndarray) -> None:
+    def __init__(self, group: Sequence[Counted], within: np.ndarray) -> None:
         self._marks, self.limit = self._joined(group, within)
         others = [[*group[:k], *group[k + 1 :]] for k in range(len(group))]
         self._without_one = [self._joined(each, within) for each in others if each]
 
     @staticmethod
-    def _joined(group: Sequence["Counted"], within: np.ndarray) -> tuple[list[np.ndarray], float]:
+    def _joined(group: Sequence[Counted], within: np.ndarray) -> tuple[list[np.ndarray], float]:
         if factorial(len(group)) <= MOST_ORDERS:
             orders = list(permutations(group))
         else:
@@ -766,7 +766,6 @@ def _curves(by_method: dict[str, list[Counted]], within: np.ndarray, budgets: Se
     limits = {method: [each.limit for each in group] for method, group in by_method.items()}
     longest = max(max(limit) for limit in limits.values())
     random_search = Accumulation(by_method["rss"], within) if "rss" in by_method else None
-
     for calls in LONG_BUDGETS if random_search else ():
         if calls <= random_search.limit:
             row = {"calls": calls, "mean": random_search.count(calls), "standard_error": random_search.error(calls)}
@@ -863,7 +862,7 @@ def tables(facts: dict[str, Any], window: float) -> str:
             "",
             f"### {formula} ({kind}): {curves['pooled']} known within {window:g} eV",
             "",
-            f"Distinct minima after so many force calls; (×) the calls of random search for as many; "
+            "Distinct minima after so many force calls; (×) the calls of random search for as many; "
             f"[n] of n seeds only. {system['pooled']} known in all.",
             "",
             f"| method | seeds | {head} | recovered | whole / % | calls/trial | s/1000 calls | interval held / % |",

@@ -13,7 +13,7 @@ from ase.db import connect
 
 from ase_gss.archive import Archive
 from ase_gss.frames import Frames
-from ase_gss.trial import Ended
+from ase_gss.trial import Ended, Trial
 
 SETTINGS = {"formula": "Ar4", "seed": 0, "fmax": 0.05}
 
@@ -30,19 +30,15 @@ def ended_trial(number, ended=Ended.MINIMUM, reason="", energy=-1.0, known=None,
     atoms = Atoms("Ar4", positions=rng.normal(size=(4, 3)))
     if energy is not None:
         atoms.calc = SinglePointCalculator(atoms, energy=energy - number, forces=rng.normal(size=(4, 3)))
-    walk = SimpleNamespace(coupling=SimpleNamespace(name="hot"), schedule=SimpleNamespace(n_steps=30))
-    return SimpleNamespace(
-        number=number,
-        atoms=atoms,
-        walk=walk,
+    coupling, schedule = SimpleNamespace(name="hot"), SimpleNamespace(n_steps=30)
+    return Trial(
+        number,
+        atoms,
+        SimpleNamespace(coupling=coupling, schedule=schedule, score_calls=30),
         force_calls=number + 1,
-        score_calls=30,
         ended=ended,
         converged=ended is Ended.MINIMUM,
         known=known,
-        parent=None,
-        second_look=False,
-        turned=False,
         reason=reason,
         regime=regime,
         bonds=bonds,

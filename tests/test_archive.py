@@ -175,7 +175,9 @@ def test_a_search_on_another_host_lives_by_its_signs(path, age, free):
     assert archive_at(path).reserve(4, 20) == free
 
 
-@pytest.mark.parametrize("sign", [lambda a: a.heartbeat(), lambda a: a.append([ended_trial(0)])])
+@pytest.mark.parametrize(
+    "sign", [lambda a: a.heartbeat(database.database_at(a.path)), lambda a: a.append([ended_trial(0)])]
+)
 def test_signs_of_life(path, sign):
     archive = archive_at(path)
     archive.reserve(4, 20)

@@ -47,6 +47,12 @@ def test_batches_are_timed_in_turns(capsys):
     assert all(0 <= seconds < 1 for seconds in times.values())
 
 
+def test_a_long_search_of_made_up_ends(tmp_path, capsys):
+    long_search = pytest.importorskip("long_search")
+    long_search.run(str(tmp_path / "x.db"), 64, 8)
+    assert "drawn from 8 minima" in capsys.readouterr().out
+
+
 def counted(first, limit):
     """A run that has met these minima."""
     return molecules.Counted(None, first, {}, limit, 0, 0, 0, [], {})
