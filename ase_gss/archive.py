@@ -15,17 +15,15 @@ from ase_gss.errors import InputError
 from ase_gss.frames import Frames
 from ase_gss.records import (
     Record,
-    Refined,
     data_of,
     last_relaxed,
     record_of,
     record_of_values,
-    refined_of_row,
     start_of,
     start_of_row,
     values_of,
-    values_of_refined,
 )
+from ase_gss.refined_rows import Refined, RefinedEnds, refined_of_row, values_of_refined
 from ase_gss.reservations import Reservations
 from ase_gss.settings import check_settings
 from ase_gss.trial import Ended, Trial
@@ -54,10 +52,6 @@ class Archive:
         As given; `name` is without the password.
     records : list of Record
         The finished trials, in the order in which they became known here.
-    refined : dict of Refined
-        What refinement has settled, by the number of the trial.
-    totals : dict of int
-        trials, force_calls, score_calls, refinement_calls, verification_calls.
     metadata : dict
         schema, settings, and what `write_metadata` has added.
 
@@ -71,12 +65,10 @@ class Archive:
     def __init__(self, path: str | os.PathLike | None, must_exist: bool = False) -> None:
         self.path = None if path is None else os.fspath(path)
         self.records: list[Record] = []
-        self.refined: dict[int, Refined] = {}
-        self.totals = {"trials": 0, "force_calls": 0, "score_calls": 0, "refinement_calls": 0, "verification_calls": 0}
+        self._totals = {"trials": 0, "force_calls": 0, "score_calls": 0}
         self.metadata: dict = {}
         self._rows: dict[int, int] = {}
-        self._refined_rows: dict[int, int] = {}
-        self._refined_seen: set[int] = set()
+        self._refined = RefinedEnds()
         self._last_row = 0  # up to here the database has been read
         self._ends: dict[int, Atoms] = {}  # without a database all, else those that came last
         self._starts: dict[int, Atoms | None] = {}  # of the same trials
@@ -100,6 +92,16 @@ class Archive:
     def numbers(self) -> KeysView[int]:
         """Numbers of the finished trials."""
         return self._rows.keys()
+
+    @property
+    def refined(self) -> dict[int, Refined]:
+        """What refinement has settled, by the number of the trial."""
+        return self._refined.by_trial
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """trials, force_calls, score_calls, refinement_calls, verification_calls."""
+        return self._totals | self._refined.calls
 
     def open_for(self, settings: dict) -> None:
         """Take up these settings, or check that those of an earlier run agree.
@@ -151,7 +153,7 @@ class Archive:
             Where it could not be written.
         """
         (row,) = self._write([(refined.atoms, values_of_refined(refined), {})])
-        self._keep_refined(refined, row)
+        self._refined.take_up(refined, row)
 
     def refresh(self) -> list[Record]:
         """What other searches have written since: trials, which are returned, and refined minima.
@@ -170,7 +172,7 @@ class Archive:
                 last, values = row, as_dict(column)
                 if "trial" in values and int(values["trial"]) not in self._rows:
                     new.append((record_of_values(values, energy), row))
-                elif "refined_trial" in values and row not in self._refined_seen:
+                elif "refined_trial" in values and not self._refined.has_seen(row):
                     refined.append(row)
         minima = [row for record, row in new if record.ended is Ended.MINIMUM]
         # Those of a whole search are read in turn, by `ends`.
@@ -181,7 +183,7 @@ class Archive:
             if row in found:
                 self._ends[record.number] = found[row].toatoms()
         for row in refined:
-            self._keep_refined(refined_of_row(found[row]), row)
+            self._refined.take_up(refined_of_row(found[row]), row)
         self._last_row = last
         return [record for record, _ in new]
 
@@ -319,7 +321,7 @@ class Archive:
         if self._database is None:
             return
         self._make()
-        wanted = {self._refined_rows.get(number, self._rows[number]): rank for number, rank in ranks.items()}
+        wanted = {self._refined.rows.get(number, self._rows[number]): rank for number, rank in ranks.items()}
         self._database.mark("minimum", wanted)
 
     def _take_up(self, metadata: dict) -> None:
@@ -392,16 +394,6 @@ class Archive:
     def _keep(self, record: Record, row: int) -> None:
         self._rows[record.number] = row
         self.records.append(record)
-        self.totals["trials"] += 1
-        self.totals["force_calls"] += record.force_calls
-        self.totals["score_calls"] += record.score_calls
-
-    def _keep_refined(self, refined: Refined, row: int) -> None:
-        self._refined_seen.add(row)
-        self.totals["refinement_calls"] += refined.refinement_calls
-        self.totals["verification_calls"] += refined.verification_calls
-        if refined.settled:
-            self.refined[refined.number] = refined
-            self._refined_rows.pop(refined.number, None)
-            if refined.ended is Ended.MINIMUM:
-                self._refined_rows[refined.number] = row
+        self._totals["trials"] += 1
+        self._totals["force_calls"] += record.force_calls
+        self._totals["score_calls"] += record.score_calls

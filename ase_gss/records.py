@@ -1,4 +1,4 @@
-"""What an archive keeps of a finished trial and of a refined minimum, and how it stands in a row of ase.db."""
+"""What an archive keeps of a finished trial, and how it stands in a row of ase.db."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,43 +55,6 @@ class Record:
         return bool(self.bonds and self.force_calls) and self.ended in (Ended.MINIMUM, Ended.HEADING)
 
 
-@dataclass(frozen=True)
-class Refined:
-    """What came of the tight relaxation of a minimum's representative.
-
-    Attributes
-    ----------
-    number : int
-        Trial that represents the minimum.
-    atoms : Atoms
-        With energy and forces where they are known.
-    ended : Ended
-        MINIMUM; NOT_CONVERGED or CALCULATOR where it is to be tried again; FRAGMENTS or SADDLE where it is no minimum.
-    reason : str
-        Why it is none; empty where it is one.
-    fmax : float
-        Largest force asked for, eV/Å.
-    verified : bool
-        Whether it was checked for imaginary modes.
-    refinement_calls, verification_calls : int
-        Force calls spent.
-    """
-
-    number: int
-    atoms: Atoms
-    ended: Ended
-    reason: str
-    fmax: float
-    verified: bool
-    refinement_calls: int
-    verification_calls: int
-
-    @property
-    def settled(self) -> bool:
-        """It need not be tried again."""
-        return self.ended in (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE, Ended.CELL, Ended.COLLAPSED)
-
-
 def record_of(trial: Trial) -> Record:
     """What is kept of a finished trial."""
     return Record(
@@ -119,7 +82,7 @@ def values_of(trial: Trial, seed: int) -> dict[str, Any]:
         "seed": seed,
         "coupling": coupling if trial.walk.schedule.n_steps else "rss",
         "ended": str(trial.ended),
-        "reason": _text(trial.reason),
+        "reason": text_of_reason(trial.reason),
         "converged": bool(trial.converged),
         **{name: value for name in ("known", "parent") if (value := getattr(trial, name)) is not None},
         "force_calls": trial.force_calls,
@@ -154,7 +117,7 @@ def record_of_values(values: dict[str, Any], energy: float | None) -> Record:
         force_calls=int(values["force_calls"]),
         score_calls=int(values["score_calls"]),
         ended=Ended(values["ended"]),
-        reason=_reason(values),
+        reason=reason_of_values(values),
         converged=bool(values["converged"]),
         energy=energy,
         known=values.get("known"),
@@ -178,31 +141,13 @@ def last_relaxed(records: Iterable[Record], below: int, most: int) -> list[int]:
     return numbers[::-1]
 
 
-def values_of_refined(refined: Refined) -> dict[str, Any]:
-    """The key-value pairs of a refined minimum's row."""
-    return {
-        "refined_trial": refined.number,
-        "ended": str(refined.ended),
-        "reason": _text(refined.reason),
-        "refined_fmax": refined.fmax,
-        "verified": bool(refined.verified),
-        "refinement_calls": refined.refinement_calls,
-        "verification_calls": refined.verification_calls,
-    }
-
-
-def refined_of_row(row: AtomsRow) -> Refined:
-    """The refined minimum that stands in this row."""
-    spent = row.refinement_calls, row.verification_calls
-    ended, atoms, reason = Ended(row.ended), row.toatoms(), _reason(row.key_value_pairs)
-    return Refined(row.refined_trial, atoms, ended, reason, row.refined_fmax, bool(row.verified), *spent)
-
-
-def _text(reason: str) -> str:
+def text_of_reason(reason: str) -> str:
+    """The text that stands in a row for this reason."""
     # ase.db refuses an empty text, and PostgreSQL the character 0, which may stand in what a calculator has printed.
     return reason.replace("\0", "") or "-"
 
 
-def _reason(values: dict[str, Any]) -> str:
+def reason_of_values(values: dict[str, Any]) -> str:
+    """The reason that a row with these key-value pairs was written with."""
     # Interned: most of the reasons of a long search are alike.
     return "" if values["reason"] == "-" else intern(values["reason"])

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from ase import Atoms
 
-from ase_gss.archive import Archive, Refined
+from ase_gss.archive import Archive
 from ase_gss.forces import CountedCalculator
 from ase_gss.minima import MinimaList
+from ase_gss.refined_rows import Refined
 from ase_gss.relax import Relaxation
 from ase_gss.systems import System, comparison_of
 from ase_gss.trial import Ended

@@ -110,6 +110,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gss-own-forces": {"forces": False},
     "rss": {"coupling": "rss"},
     "diffusion": {"coupling": "diffusion"},
+    "diffusion-plain": {"coupling": "diffusion", "recognise": False},
     "hot": {"coupling": "hot"},
     **{name: {"regime": name} for name in ("hotter", "early")},
     "mi": {"coupling": "mi"},

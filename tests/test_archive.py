@@ -20,9 +20,10 @@ from ase import Atoms
 from ase.db import connect
 
 from ase_gss import database
-from ase_gss.archive import SCHEMA, Archive, ArchiveError, Refined
+from ase_gss.archive import SCHEMA, Archive, ArchiveError
 from ase_gss.errors import InputError
 from ase_gss.found import Found
+from ase_gss.refined_rows import Refined
 from ase_gss.report import minima_of, summary
 from ase_gss.trial import Ended
 
