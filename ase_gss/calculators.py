@@ -19,7 +19,7 @@ from ase.calculators.emt import parameters as emt_parameters
 from ase.data import atomic_numbers, chemical_symbols
 
 from ase_gss.errors import InputError
-from ase_gss.forces import CalculatorFactory, CountedCalculator
+from ase_gss.forces import CalculatorFactory, CountedCalculator, forget
 
 #: Where, how loudly and with how much a calculator works is no part of the potential; some are written on the way.
 _NO_PARAMETERS = frozenset(
@@ -193,6 +193,11 @@ def calculator_factory(name: str, charge: int = 0, multiplicity: int = 1) -> Cal
     return partial(named.make, charge=charge, multiplicity=multiplicity) if named.charged else named.make
 
 
+def takes_charge(calculator: Any) -> bool:
+    """Whether this calculator, as `calculator_source` takes it, is told a charge and a multiplicity."""
+    return isinstance(calculator, str) and calculator in CALCULATORS and CALCULATORS[calculator].charged
+
+
 def known_elements(name: str) -> frozenset[int] | None:
     """Atomic numbers that the calculator of this name knows, or None where only the calculator can tell."""
     return CALCULATORS[name].elements if name in CALCULATORS else None
@@ -241,7 +246,7 @@ def _said(error: Exception) -> str:
 
 def _with_shared_model(name: str) -> Calculator:
     calculator = copy(_loaded(name))
-    calculator.reset()
+    forget(calculator)
     return calculator
 
 
@@ -297,7 +302,7 @@ class CalculatorSource:
             self._made = self._made_by_factory()
             if not hasattr(self._made, "get_property"):
                 raise InputError("The calculator must be a name, an ASE calculator, or a function that makes one.")
-        self._made.reset()
+        forget(self._made)
         return CountedCalculator(self._made)
 
     @property

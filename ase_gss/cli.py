@@ -81,7 +81,7 @@ def _search(options: argparse.Namespace) -> int:
     from ase.units import GPa
     from tqdm import tqdm
 
-    from ase_gss.calculators import CALCULATORS
+    from ase_gss.calculators import CALCULATORS, takes_charge
     from ase_gss.report import ranking_table, summary, summary_text
     from ase_gss.search import GenerativeRSS, SearchError
     from ase_gss.workers import WorkersError
@@ -115,7 +115,7 @@ def _search(options: argparse.Namespace) -> int:
         trial_limit=options.trial_limit,
         failure_limit=options.failure_limit,
     )
-    if options.multiplicity is None and search.multiplicity == 2:
+    if options.multiplicity is None and search.multiplicity == 2 and takes_charge(calculator):
         print(f"{formula} with charge {options.charge} has an odd number of electrons: multiplicity 2 is used.")
     if options.crystal:
         units = "-".join(str(n) for n in sorted({min(search.system.units), max(search.system.units)}))
@@ -263,10 +263,12 @@ def _export(options: argparse.Namespace) -> int:
     from ase.io.formats import UnknownFileTypeError
 
     from ase_gss.archive import Archive
+    from ase_gss.database import is_url
     from ase_gss.report import minima_of
 
     minima = minima_of(Archive(options.database, must_exist=True)).ranked()
-    if os.path.exists(options.output) and os.path.samefile(options.output, options.database):
+    there = os.path.exists(options.output) and not is_url(options.database)
+    if there and os.path.samefile(options.output, options.database):
         raise InputError(f"{options.output} is the database itself: export to another file.")
     if not minima:
         raise InputError(f"{options.database} has no minimum to export.")

@@ -4,8 +4,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_gss.composition import formula_of
-from ase_gss.errors import InputError
-from ase_gss.random_cells import GROWTH, GROWTHS, TRIES, Surroundings, checked_volume, place, random_cell
+from ase_gss.random_cells import GROWTH, GROWTHS, TRIES, NoRoom, Surroundings, checked_volume, place, random_cell
 from ase_gss.starts import minimum_separations
 from ase_gss.symmetric_starts import symmetric_start
 
@@ -75,7 +74,7 @@ def random_crystal(
             atoms = start(numbers, volume * GROWTH**growth, separations, rng)
             if atoms is not None:
                 return atoms
-    raise InputError(
+    raise NoRoom(
         f"{formula_of(numbers)} finds no room in {volume:.4g} Å3 at its minimum separations: give a larger volume or "
         f"smaller separations."
     )

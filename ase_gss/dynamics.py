@@ -44,7 +44,7 @@ class GSSDynamics(MolecularDynamics):
         in 1/Å. That of a periodic structure gets ``cells`` (S, 3, 3) and ``sigma_cell`` (S,) as well and returns the
         score of the strain (S, 3, 3), too.
     coupling : str or Coupling
-        "diffusion", "mi", "mn", "force", "langevin", or an object with ``point`` and ``weights``.
+        "diffusion", "hot", "mi", "mn", "force", "langevin", or an object with ``point`` and ``weights``.
     schedule : Schedule or ConstantNoise, optional
         Noise levels; by default the coupling's own.
     sigma_start : float, optional

@@ -52,7 +52,7 @@ class CountedCalculator(Calculator):
             # Copies: a calculator may use its arrays again for the next structure.
             results = deepcopy(self._answer(list(wanted)))
         except Exception as error:  # whatever a foreign code raises ends one calculation, not the search
-            self.calculator.reset()
+            forget(self.calculator)
             reason = " ".join(str(error).split()) or "no message"
             raise CalculatorFailure(f"{type(error).__name__}: {reason}") from error
         for name, words in (
@@ -65,7 +65,7 @@ class CountedCalculator(Calculator):
             if name not in wanted:  # a stress that nobody may ever ask for
                 del results[name]
                 continue
-            self.calculator.reset()
+            forget(self.calculator)
             raise CalculatorFailure(f"the calculator returned {words} not finite")
         self.results = results
         if self.visited is not None:
@@ -91,6 +91,14 @@ class CountedCalculator(Calculator):
         """The properties `wanted`, and whatever else is known, of `atoms`."""
         results = {name: self.calculator.get_property(name, self.atoms) for name in wanted}
         return {**self.calculator.results, **results}
+
+
+def forget(calculator: Any) -> None:
+    """Let a calculator forget what it has computed last; ASE's that read the files of a program have no `reset`."""
+    if hasattr(calculator, "reset"):
+        calculator.reset()
+    else:
+        calculator.atoms, calculator.results = None, {}
 
 
 def energy_and_forces(atoms: Atoms, positions: np.ndarray, calculator: CountedCalculator) -> tuple[float, np.ndarray]:

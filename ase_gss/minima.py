@@ -186,7 +186,7 @@ class MinimaList:
 
     @property
     def hits(self) -> list[int]:
-        """How many trials ended in each minimum."""
+        """How many trials have met each minimum: ended in it, or were recognised as it."""
         return [minimum.hits for minimum in self._minima]
 
     @property

@@ -1,7 +1,7 @@
 """What a search does with each trial: checked input, and what suits the system where nothing was given."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_gss.batch import check_batches
-from ase_gss.calculators import calculator_source, check_elements
+from ase_gss.calculators import calculator_source, check_elements, takes_charge
 from ase_gss.composition import same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError
@@ -109,22 +109,24 @@ class Plan:
         """
         if not (fmax > 0 and max_steps > 0 and sigma_start > 0):
             raise InputError("fmax, max_steps and sigma_start must be positive.")
-        if seed < 0:
-            raise InputError("The seed must not be negative.")
+        if not isinstance(seed, int | np.integer) or seed < 0:
+            raise InputError(f"The seed is a whole number, not negative, and not {seed!r}.")
         if not isinstance(batch, int) or batch < 1:
             raise InputError(f"A batch is a whole number of structures, at least one, not {batch!r}.")
         if (charge or multiplicity) and (not isinstance(calculator, str) or system.periodic):
             raise InputError(
                 "charge and multiplicity are for molecules with a calculator by name: set them in your own calculator."
             )
-        multiplicity = 1 if system.periodic else spin_multiplicity(system.numbers, charge, multiplicity)
+        spin = 1 if system.periodic else spin_multiplicity(system.numbers, charge, multiplicity)
+        if multiplicity and not takes_charge(calculator):
+            raise InputError(f"The calculator {calculator!r} cannot be told a multiplicity: leave it out.")
         regimes = _regimes(system, regime, coupling, schedule, starts is not None)
         if starts is not None and getattr(system, "symmetry", False):
             raise InputError("Own starts have the symmetry that they have: leave out symmetry, or the starts.")
         own_starts = None if starts is None else _own_starts(starts, system)
         optimizer = optimizer_class(optimizer or system.optimizer)
         check_elements(calculator, system.elements)
-        new_calculator, name = calculator_source(calculator, charge, multiplicity)
+        new_calculator, name = calculator_source(calculator, charge, spin)
         system.check_calculator(new_calculator())
         if batch > 1:
             check_batches(new_calculator(), name)
@@ -154,7 +156,7 @@ class Plan:
 
             learned_forces = load_forces(forces if own_forces else "molecules-forces")
             # Else they are only what the search learns its own from.
-            at_once = learned_forces.knows(system.elements) and charge == 0 and multiplicity == 1
+            at_once = learned_forces.knows(system.elements) and charge == 0 and spin == 1
         if not (at_once or learns):
             if own_forces:
                 raise InputError(
@@ -174,7 +176,7 @@ class Plan:
             fmax=fmax,
             max_steps=max_steps,
             charge=charge,
-            multiplicity=multiplicity,
+            multiplicity=spin,
             seed=int(seed),
             batch=batch,
             forces=learned_forces,
@@ -205,6 +207,7 @@ class Plan:
             **({"family": FAMILY} if single is None and not self.system.periodic else {}),
             **self.system.settings(),
             "n_steps": max(each.schedule.n_steps for each in self.regimes),
+            **({} if single is None or not single.samples else {"schedule": _described(single.schedule)}),
             "own_starts": 0 if self.starts is None else len(self.starts),
             **({} if self.starts is None else {"starts": self._digest_of_starts(), "sigma_start": self.sigma_start}),
             "optimizer": self.optimizer.__name__,
@@ -315,6 +318,11 @@ class Plan:
         )
 
 
+def _described(schedule: NoiseSchedule) -> dict[str, Any]:
+    facts = asdict(schedule) if is_dataclass(schedule) else {}
+    return {"name": type(schedule).__name__, **facts}
+
+
 def _regimes(
     system: System,
     regime: str | None,
@@ -355,7 +363,7 @@ def _regimes(
 
 
 def _own_starts(starts: Sequence[Atoms], system: System) -> list[Atoms]:
-    copies = [atoms.copy() for atoms in starts]
+    copies = [atoms.copy() for atoms in ([starts] if isinstance(starts, Atoms) else starts)]
     for atoms in copies:
         system.check_start(atoms)
     allowed = [np.tile(system.numbers, units) for units in getattr(system, "units", (1,))]

@@ -1,8 +1,10 @@
 """Random cells, and random places in them with minimum separations: what all starts with a cell are made of."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
+from ase import Atoms
 from ase.cell import Cell
 from ase.geometry.minkowski_reduction import minkowski_reduce
 
@@ -22,8 +24,29 @@ TRIES = 10
 GROWTH = 1.04
 GROWTHS = 12
 
+# A search draws a start anew so often, where it finds no room at all.
+STARTS = 30
+
 # So many random places are tried for one atom before the whole start is given up.
 _PLACES = 60
+
+
+class NoRoom(InputError):
+    """The atoms of a start find no room."""
+
+
+def with_room(draw: Callable[[], Atoms]) -> Atoms:
+    """What `draw` gives, which is tried again where there is no room: what is tight has some now and then.
+
+    Raises
+    ------
+    NoRoom
+        Where there is none in `STARTS` attempts.
+    """
+    for _ in range(STARTS - 1):
+        with suppress(NoRoom):
+            return draw()
+    return draw()
 
 
 def compact_cell(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

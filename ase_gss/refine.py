@@ -68,7 +68,9 @@ def refine(
         if verify and ended is Ended.MINIMUM:
             verification = verify_minimum(end, relax)
             outcome, reason = verification.relaxation or outcome, verification.reason
-            if reason:
+            if verification.failed:
+                ended = Ended.CALCULATOR
+            elif reason:
                 ended = _judge(outcome) if not outcome.converged else Ended.SADDLE
         if ended is Ended.MINIMUM and (rejected := system.rejects(end)):
             ended, reason = rejected

@@ -3,6 +3,7 @@
 A search lives as long as its process exists, or, on another host, as long as it gives signs of life.
 """
 
+import logging
 import os
 import socket
 import time
@@ -16,6 +17,7 @@ from ase_gss.database import trials_between
 #: Seconds after its last sign of life at which a search on another host counts as dead.
 LIFETIME = 600.0
 
+_LOG = logging.getLogger(__name__)
 _alive_here: "WeakSet[Reservations]" = WeakSet()
 
 
@@ -35,6 +37,7 @@ class Reservations:
     def __init__(self) -> None:
         self.owner = uuid4().hex
         self.reserved: list[range] = []
+        self._told = False
         self._full = 0  # all trials below this number are finished
         self._host, self._process = _this_host(), _process(os.getpid())
         _alive_here.add(self)
@@ -67,6 +70,13 @@ class Reservations:
         free = self._first_free(cursor, finished, size, last, ours + others)
         if free:
             ours.append(range(free[0], free[-1] + 1))
+        elif others and not ours and not self._told:
+            self._told = True
+            _LOG.warning(
+                "the trials that are missing are with another search on this database; if that is dead, the same call "
+                "takes them over %d minutes after its last sign of life",
+                LIFETIME // 60,
+            )
         if cursor is not None:
             # Another may have taken over what was ours: then we seemed dead, and what it reserves counts.
             self.write(cursor, [numbers for numbers in ours if not any(_overlap(numbers, other) for other in others)])

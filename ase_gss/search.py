@@ -212,7 +212,7 @@ class GenerativeRSS:
         self.archive.open_for(self.plan.settings() | {"recognise": recognise})
         self._found = Found(self.archive)
         self._driver: Driver | None = None
-        self._stopping = False
+        self._stopping = self._only_to_look_at = False
         self._observers: list[tuple[Callable, int, tuple, dict]] = []
         self.dried_up = False
 
@@ -233,7 +233,7 @@ class GenerativeRSS:
         settings = archive.metadata["settings"]
         keywords = keywords_to_refine(archive.name, settings, calculator)
         search = cls(settings["formula"], coupling="rss", verify=verify, **keywords)
-        search.archive, search._found = archive, Found(archive)
+        search.archive, search._found, search._only_to_look_at = archive, Found(archive), True
         return search
 
     @property
@@ -266,7 +266,7 @@ class GenerativeRSS:
 
     @property
     def force_calls(self) -> int:
-        """Force calls of all trials so far, earlier runs and failed trials included."""
+        """Force calls of all trials so far, earlier runs and failed trials included, those cut short by Ctrl-C not."""
         return self.archive.totals["force_calls"] + sum(trial.force_calls for trial in self._unwritten)
 
     @property
@@ -313,6 +313,8 @@ class GenerativeRSS:
         ArchiveError
             Where the database cannot be written.
         """
+        if self._only_to_look_at:
+            raise InputError("What was resumed is there to look at and refine: to search on, make it as it was made.")
         if trials is None and max_calls is None:
             raise InputError("Give the search an end: trials, max_calls, or both.")
         if not self.archive.totals["trials"]:
@@ -346,7 +348,7 @@ class GenerativeRSS:
         return self.refine_minima() if refines else self.minima
 
     def stop(self) -> None:
-        """End the run under way once what is under way is finished; for signal handlers.
+        """End the run under way, or else the next one, once what is under way is finished; for signal handlers.
 
         That is what is with the calculator, and with a coupling that samples with forces the relaxation of what has
         been sampled: else these force calls were lost.

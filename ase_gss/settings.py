@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ase_gss.calculators import CALCULATORS
+from ase_gss.calculators import CALCULATORS, takes_charge
 from ase_gss.errors import InputError
 
 #: Settings that must be the same when a search is resumed: other values would make another search.
@@ -20,6 +20,7 @@ FIXED_SETTINGS = (
     "forces",
     "score",
     "n_steps",
+    "schedule",
     "own_starts",
     "starts",
     "sigma_start",
@@ -40,7 +41,7 @@ FIXED_SETTINGS = (
     "region",
 )
 #: Of these older databases tell nothing.
-_NOT_ALWAYS_THERE = ("starts", "sigma_start", "recognise")
+_NOT_ALWAYS_THERE = ("starts", "sigma_start", "recognise", "schedule")
 
 
 def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str, Any]) -> None:
@@ -116,12 +117,12 @@ def keywords_to_refine(name: str, settings: dict[str, Any], calculator: Any = No
     periodic = bool(settings.get("periodic"))
     keys = ["fmax", "seed"]
     keys += ["units", "pressure", "volume", "symmetry"] if periodic else ["fragments", "mirror_images_are_one"]
-    if not periodic and (calculator is None or isinstance(calculator, str)):
-        keys += ["charge", "multiplicity"]
     used = settings["calculator"]
     if calculator is None and used not in CALCULATORS and ":" not in used:
         raise InputError(f"The calculator of {name}, {used}, was not given by name: give it now (-c in the shell).")
     calculator = used if calculator is None else calculator
+    if not periodic and isinstance(calculator, str):
+        keys += ["charge", "multiplicity"] if takes_charge(calculator) else ["charge"]
     return {"calculator": calculator, "pbc": periodic} | {key: settings[key] for key in keys}
 
 

@@ -5,7 +5,7 @@ from ase import Atoms
 
 from ase_gss.composition import formula_of
 from ase_gss.errors import InputError
-from ase_gss.random_cells import GROWTH, GROWTHS, TRIES, Surroundings, place
+from ase_gss.random_cells import GROWTH, GROWTHS, TRIES, NoRoom, Surroundings, place
 from ase_gss.starts import minimum_separations
 from ase_gss.volumes import typical_volume
 
@@ -65,7 +65,7 @@ def random_in_region(
                 atoms = template.copy()
                 atoms.extend(Atoms(numbers, positions=positions[len(template) :]))
                 return atoms
-    raise InputError(
+    raise NoRoom(
         f"{formula_of(numbers)} finds no room between {low:.4g} and {high:.4g} Å at its minimum separations: give a "
         f"larger region or smaller separations."
     )

@@ -151,12 +151,12 @@ class Trial:
 
         That is the structure, its energy (eV), its forces (N, 3) in eV/Å and its stress (6,) in eV/Å3.
         """
-        self.ended, self.reason, self.converged = ended, reason, converged
+        end = self.sampled() if atoms is None else atoms.copy()
+        if energy is not None and np.isfinite(energy):
+            end.calc = SinglePointCalculator(end, energy=float(energy), forces=forces, stress=stress)
         if ended not in (Ended.KNOWN, Ended.HEADING, Ended.MINIMUM):
             self.known = None
         if ended not in (Ended.HEADING, Ended.MINIMUM):
             self.start = None
-        end = self.sampled() if atoms is None else atoms.copy()
-        if energy is not None and np.isfinite(energy):
-            end.calc = SinglePointCalculator(end, energy=float(energy), forces=forces, stress=stress)
-        self.atoms = end
+        self.atoms, self.reason, self.converged = end, reason, converged
+        self.ended = ended  # last: an interrupt before it leaves a trial that has not ended, never one half ended

@@ -60,6 +60,8 @@ class Verification:
         The last of those relaxations, with the energy and forces of the atoms; None where there was none.
     calls : int
         Force calls.
+    failed : bool
+        The calculator failed, so that it is not known whether they are.
     """
 
     is_minimum: bool
@@ -68,6 +70,7 @@ class Verification:
     pushes: int
     relaxation: Relaxation | None
     calls: int
+    failed: bool = False
 
 
 def vibrations(atoms: Atoms, step: float = 0.01) -> Vibrations:
@@ -162,7 +165,7 @@ def verify_minimum(
     """
     own = atoms.calc
     atoms.calc = calculator = _counted(atoms)
-    before, pushes, found, relaxation, reason = calculator.calls, 0, None, None, ""
+    before, pushes, found, relaxation, reason, failed = calculator.calls, 0, None, None, "", False
     try:
         while True:
             found = vibrations(atoms)
@@ -180,10 +183,10 @@ def verify_minimum(
                 reason = relaxation.reason
                 break
     except CalculatorFailure as failure:
-        reason = f"calculator: {failure}"
+        reason, failed = f"calculator: {failure}", True
     finally:
         atoms.calc = own
-    return Verification(not reason, reason, found, pushes, relaxation, calculator.calls - before)
+    return Verification(not reason, reason, found, pushes, relaxation, calculator.calls - before, failed)
 
 
 def _counted(atoms: Atoms) -> CountedCalculator:

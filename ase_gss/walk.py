@@ -137,6 +137,8 @@ class Walk:
             raise InputError("A periodic structure needs three lattice vectors: give a surface a cell with vacuum.")
         if keep_centre is None:
             keep_centre = bool(free.all()) and not atoms.pbc.any()
+        elif keep_centre and not free.all():
+            raise InputError("With fixed atoms the centre of mass is not free: leave out keep_centre.")
         gain = getattr(coupling, "gain", DEFAULT_GAIN) if gain is None else gain
         masses = np.where(atoms.get_masses() > 0, atoms.get_masses(), 1.0)
         return cls(

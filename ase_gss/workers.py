@@ -164,6 +164,8 @@ class WorkerPool(Runner):
 def crew_of(plan: Plan, workers: int, executor: Any, call_limit: float | None, trial_limit: float | None) -> Runner:
     """Who does the work of a search with these keywords of `GenerativeRSS`."""
     if executor is not None:
+        if call_limit is not None or trial_limit is not None:
+            raise InputError("Time limits are for workers of the search's own: leave them out with an executor.")
         executor = connect_scheduler(executor) if isinstance(executor, str) else executor
         return ForeignExecutor(plan, executor, 2 * workers)
     if workers > 1 or call_limit is not None or trial_limit is not None:

@@ -18,6 +18,7 @@ from ase_gss.crystal_starts import random_crystal, uniform_crystal
 from ase_gss.random_cells import compact_cell, random_cell
 from ase_gss.starts import minimum_separations
 from ase_gss.surface_starts import random_in_region
+from ase_gss.systems import Surface
 from ase_gss.volumes import typical_volume
 
 COMPOSITIONS = ["Ti4O8", "Al4O6", "Ca2Ti2O6", "Si16", "C", "HLi"]
@@ -300,3 +301,24 @@ def test_regions_that_cannot_be_are_refused_in_one_sentence():
         with pytest.raises(InputError) as error:
             random_in_region(template, parse_formula(formula), rng, region=region)
         assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_search_draws_tight_starts_again():
+    template = slab()
+    top = template.positions[:, 2].max()
+    tight = Surface(parse_formula("Cu6"), template, (top + 1.5, top + 2.5))
+    alone = [_has_room(tight, seed) for seed in range(20)]
+    assert 0 < sum(alone) < 20
+    for seed in range(20):
+        assert len(tight.random_start(np.random.default_rng(seed))) == len(template) + 6
+    hopeless = Surface(parse_formula("Cu9"), template, (top + 1.5, top + 1.6))
+    with pytest.raises(InputError, match="finds no room"):
+        hopeless.random_start(np.random.default_rng(0))
+
+
+def _has_room(surface, seed):
+    try:
+        random_in_region(surface.template, surface.numbers, np.random.default_rng(seed), surface.region)
+    except InputError:
+        return False
+    return True

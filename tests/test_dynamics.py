@@ -240,6 +240,9 @@ def test_a_coupling_of_ones_own(water, score):
         dynamics(water, score, object())
     with pytest.raises(InputError, match="diffusion"):
         dynamics(water, score, "difusion")
+    water.set_constraint(FixAtoms([0]))
+    with pytest.raises(InputError, match="leave out keep_centre"):
+        dynamics(water, score, keep_centre=True)
 
 
 def test_force_calls_of_the_hand_off_count(water, score):

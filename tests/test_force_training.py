@@ -148,6 +148,10 @@ def test_the_last_step_is_written(file, tmp_path, steps, every, expected):
 def test_a_score_is_no_forces():
     with pytest.raises(InputError, match="is a score of molecules, not forces"):
         load_forces("molecules")
+    with pytest.raises(InputError, match="Score is no learned forces"):
+        load_forces(load_score("molecules"))
+    with pytest.raises(InputError, match="LearnedForces is no score"):
+        GenerativeRSS("C2H6O", "lj", score=load_forces("molecules-forces"))
 
 
 def test_the_shipped_forces_say_what_they_know():

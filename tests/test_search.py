@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
 from ase.db import connect
 from conftest import GaussianScore
 
@@ -21,8 +22,10 @@ from ase_gss.calculators import CalculatorSource
 from ase_gss.coupling import Langevin, Mn
 from ase_gss.database import ArchiveError
 from ase_gss.found import Found
+from ase_gss.schedule import Schedule
 from ase_gss.search import SearchError
 from ase_gss.settings import check_settings
+from ase_gss.trial import Ended
 
 TETRAHEDRON = -6.0  # energy of four Lennard-Jones atoms with six contacts, in units of epsilon
 
@@ -366,8 +369,11 @@ def test_a_database_of_another_search_is_refused(tmp_path):
         ({"fmax": -1}, "must be positive"),
         ({"multiplicity": 2, "calculator": "lj"}, "cannot have multiplicity 2"),
         ({"multiplicity": 3}, "set them in your own calculator"),
+        ({"multiplicity": 3, "calculator": "lj"}, "cannot be told a multiplicity"),
         ({"charge": 1, "calculator": "lj"}, "knows of no charge"),
         ({"seed": -1}, "seed"),
+        ({"seed": None}, "seed is a whole number"),
+        ({"workers": 2, "executor": object(), "call_limit": 1.0}, "limits are for workers of the search's own"),
         ({"verify": "yes"}, "verify"),
         ({"calculator": "gfn3"}, "No calculator 'gfn3'"),
     ],
@@ -375,6 +381,58 @@ def test_a_database_of_another_search_is_refused(tmp_path):
 def test_wrong_input_is_one_sentence(keywords, message):
     with pytest.raises(InputError, match=message):
         rss(1, **keywords)
+
+
+def test_atoms_are_a_composition_in_whatever_order():
+    atoms = molecule("CH3CHO")
+    numbers = [GenerativeRSS(each, "lj", coupling="rss").numbers.tolist() for each in (atoms, atoms[::-1], "C2H4O")]
+    assert numbers == [[8, 6, 6, 1, 1, 1, 1]] * 3
+
+
+def test_one_start_need_not_be_in_a_list():
+    start = Atoms("Ar4", positions=1.2 * np.eye(4)[:, :3])
+    assert rss(1, starts=start).trials == 1
+
+
+def test_another_schedule_is_another_search(tmp_path):
+    score = GaussianScore(1.2 * np.eye(4)[:, :3])
+
+    def search(**parameters):
+        schedule = Schedule(n_steps=3, **parameters)
+        return GenerativeRSS("Ar4", "lj", score=score, schedule=schedule, database=tmp_path / "x.db")
+
+    search().run(trials=1)
+    with pytest.raises(InputError, match="schedule"):
+        search(rho=1.0)
+
+
+def test_what_was_resumed_does_not_search_on(tmp_path):
+    rss(2, formula="Ar2", calculator="lj", database=tmp_path / "x.db")
+    with pytest.raises(InputError, match="look at and refine"):
+        GenerativeRSS.resumed(tmp_path / "x.db").run(trials=3)
+
+
+class Files(BaseCalculator):
+    """Like ASE's calculators that read the files of a program, which cannot be reset."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms, properties, system_changes):
+        if not hasattr(self, "calls"):
+            self.calls = 0
+        self.calls += 1
+        if self.calls == 5:
+            raise RuntimeError("no file")
+        lj = LennardJones()
+        self.results = {name: lj.get_property(name, atoms) for name in self.implemented_properties}
+
+
+def test_a_calculator_that_cannot_be_reset():
+    search = rss(3, calculator=Files(), failure_limit=1.0)
+    failed = [record for record in search.archive.records if record.ended is Ended.CALCULATOR]
+    assert [record.reason for record in failed] == ["calculator: RuntimeError: no file"]
+    assert search.trials == 3
+    assert rss(1, calculator=SumCalculator([LennardJones(), LennardJones()])).force_calls > 1
 
 
 def test_odd_electrons_have_multiplicity_two():
@@ -412,6 +470,21 @@ def test_a_saddle_point_is_pushed_off(tmp_path):
     assert minima[0].get_potential_energy() == pytest.approx(-3.0, abs=0.01)
     assert verified.verification_calls > 18
     assert verified.force_calls == plain.force_calls
+
+
+def test_a_check_that_the_calculator_spoils_takes_no_minimum_away(tmp_path):
+    rss(1, formula="Ar2", calculator=Counting(), database=tmp_path / "x.db")
+
+    def fail(call):
+        if call == 12:
+            raise RuntimeError("no convergence")
+
+    spoilt = GenerativeRSS.resumed(tmp_path / "x.db", Counting(fail), verify="hessian")
+    assert len(spoilt.refine_minima()) == 1
+    assert spoilt.archive.refined == {}
+    again = GenerativeRSS.resumed(tmp_path / "x.db", Counting(), verify="hessian")
+    assert len(again.refine_minima()) == 1
+    assert again.archive.refined[0].verified
 
 
 @pytest.mark.parametrize(
@@ -496,7 +569,7 @@ def test_a_database_that_fails_at_once_leaves_no_workers(tmp_path, monkeypatch):
     assert set(multiprocessing.active_children()) == before
 
 
-def test_a_slow_calculator_is_a_sign_of_life(tmp_path, monkeypatch):
+def test_a_slow_calculator_is_a_sign_of_life(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("ase_gss.reservations.LIFETIME", 1.0)
     monkeypatch.setattr("ase_gss.heartbeat.INTERVAL", 0.2)
     monkeypatch.chdir(tmp_path)
@@ -508,7 +581,22 @@ def test_a_slow_calculator_is_a_sign_of_life(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)  # as a calculator may do
     elsewhere = rss(database=path)
     elsewhere.archive._reservations._host = "another host"
+    caplog.clear()
     assert elsewhere.archive.reserve(16, 1) == []
+    assert "missing are with another search on this database" in caplog.text
     assert runs.is_alive()
     runs.join()
     assert [record.number for record in search.archive.records] == [0]
+
+
+def test_an_interrupt_while_a_trial_ends_leaves_none_half_ended(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    search = rss(3, database=tmp_path / "x.db")
+    with monkeypatch.context() as patch:
+        patch.setattr("ase_gss.trial.SinglePointCalculator", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            search.run(trials=6)
+    again = rss(6, database=tmp_path / "x.db")
+    same_records(again, rss(6))

@@ -100,6 +100,8 @@ def load_forces(name: "str | os.PathLike | LearnedForces") -> LearnedForces:
     """
     if isinstance(name, LearnedForces):
         return name
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"{type(name).__name__} is no learned forces: give some from load_forces, or a model file.")
     kind, denoiser, card = read_model(name, "forces")
     if kind != FORCES:
         raise InputError(f"{name} is a score of {kind}, not forces: give a model that was trained with --forces.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.calculators.calculator import Calculator
 
 from ase_gss.allocation import keep_large_blocks
 from ase_gss.errors import InputError
@@ -303,6 +304,8 @@ def score_for(numbers: np.ndarray, periodic: bool, score: Any = None) -> Any:
         Where it cannot be loaded, or is for other atoms.
     """
     suitable = "crystals" if periodic else "molecules"
+    if isinstance(score, Calculator):
+        raise InputError(f"{type(score).__name__} is no score: give one from load_score, or a function.")
     loaded = score if callable(score) else load_score(suitable if score is None else score)
     if hasattr(loaded, "periodic"):
         if loaded.periodic != periodic:

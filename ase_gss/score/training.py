@@ -125,7 +125,7 @@ class ScoreTraining(lightning.LightningModule):
         def factor(step: int) -> float:
             if step < warm_up:
                 return (step + 1) / warm_up
-            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / (steps - warm_up))))
+            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, steps - warm_up))))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -342,6 +342,10 @@ def train(
         raise InputError(f"Nothing of the kind {kind!r} can be trained: give {', '.join(_KINDS)}.")
     rng = np.random.default_rng(seed)
     training, validation = _KINDS[kind].read(source, hold_out, rng)
+    if len(training) == 0:
+        raise InputError(f"{source} has too few structures: one to learn from and one to validate with are the least.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("There is no GPU that torch can use here: leave out the device.")
     # The last step is one that is validated: only then is the model written.
     rounds = max(1, round(steps / validate_every))
     validate_every, steps = steps // rounds, steps // rounds * rounds

@@ -13,6 +13,7 @@ from ase_gss.composition import formula_of
 from ase_gss.coupling import Coupling
 from ase_gss.errors import InputError
 from ase_gss.giving_up import GivingUp
+from ase_gss.random_cells import with_room
 from ase_gss.regimes import Regime
 from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, hand_off
 from ase_gss.schedule import NoiseSchedule
@@ -89,7 +90,7 @@ class Surface:
 
     def random_start(self, rng: np.random.Generator) -> Atoms:
         """A random structure to relax."""
-        return random_in_region(self.template, self.numbers, rng, self.region)
+        return with_room(lambda: random_in_region(self.template, self.numbers, rng, self.region))
 
     def walk_from_noise(
         self, rng: np.random.Generator, schedule: NoiseSchedule, coupling: Coupling
