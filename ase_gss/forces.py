@@ -89,7 +89,8 @@ class CountedCalculator(Calculator):
 
     def _answer(self, wanted: list[str]) -> dict[str, Any]:
         """The properties `wanted`, and whatever else is known, of `atoms`."""
-        results = {name: self.calculator.get_property(name, self.atoms) for name in wanted}
+        # The dearest first: those that compute only what they are asked for bring the energy with it.
+        results = {name: self.calculator.get_property(name, self.atoms) for name in reversed(wanted)}
         return {**self.calculator.results, **results}
 
 
@@ -99,6 +100,8 @@ def forget(calculator: Any) -> None:
         calculator.reset()
     else:
         calculator.atoms, calculator.results = None, {}
+        for each in getattr(getattr(calculator, "mixer", None), "calcs", ()):  # sums, and what else mixes others
+            forget(each)
 
 
 def energy_and_forces(atoms: Atoms, positions: np.ndarray, calculator: CountedCalculator) -> tuple[float, np.ndarray]:

@@ -186,7 +186,7 @@ class MinimaList:
 
     @property
     def hits(self) -> list[int]:
-        """How many trials have met each minimum: ended in it, or were recognised as it."""
+        """Of each minimum, the trials that ended in it or were recognised as it, but for those that came back to it."""
         return [minimum.hits for minimum in self._minima]
 
     @property

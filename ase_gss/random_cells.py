@@ -24,8 +24,8 @@ TRIES = 10
 GROWTH = 1.04
 GROWTHS = 12
 
-# A search draws a start anew so often, where it finds no room at all.
-STARTS = 30
+# A search draws a start so often, where it finds no room at all; one with symmetry, which takes long to see that.
+STARTS, SYMMETRIC_STARTS = 300, 5
 
 # So many random places are tried for one atom before the whole start is given up.
 _PLACES = 60
@@ -35,15 +35,15 @@ class NoRoom(InputError):
     """The atoms of a start find no room."""
 
 
-def with_room(draw: Callable[[], Atoms]) -> Atoms:
+def with_room(draw: Callable[[], Atoms], most: int = STARTS) -> Atoms:
     """What `draw` gives, which is tried again where there is no room: what is tight has some now and then.
 
     Raises
     ------
     NoRoom
-        Where there is none in `STARTS` attempts.
+        Where there is none in `most` attempts.
     """
-    for _ in range(STARTS - 1):
+    for _ in range(most - 1):
         with suppress(NoRoom):
             return draw()
     return draw()

@@ -74,8 +74,9 @@ def refine(
                 ended = _judge(outcome) if not outcome.converged else Ended.SADDLE
         if ended is Ended.MINIMUM and (rejected := system.rejects(end)):
             ended, reason = rejected
+        verified = verify and ended is not Ended.CALCULATOR
         spent = refinement_calls, calculator.calls - refinement_calls
-        archive.append_refined(Refined(number, outcome.frozen(end), ended, reason, fmax, verify, *spent))
+        archive.append_refined(Refined(number, outcome.frozen(end), ended, reason, fmax, verified, *spent))
 
 
 def _to_refine(minima: MinimaList, archive: Archive, every_end: bool) -> Iterator[tuple[int, Atoms]]:

@@ -44,6 +44,8 @@ class Refined:
     @property
     def settled(self) -> bool:
         """It need not be tried again."""
+        if self.ended is Ended.SADDLE and self.reason.startswith("calculator: "):
+            return False  # of an earlier version: the check has failed
         return self.ended in (Ended.MINIMUM, Ended.FRAGMENTS, Ended.SADDLE, Ended.CELL, Ended.COLLAPSED)
 
 

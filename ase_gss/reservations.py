@@ -70,7 +70,7 @@ class Reservations:
         free = self._first_free(cursor, finished, size, last, ours + others)
         if free:
             ours.append(range(free[0], free[-1] + 1))
-        elif others and not ours and not self._told:
+        elif not ours and not self._told and any(n < last and n not in finished for numbers in others for n in numbers):
             self._told = True
             _LOG.warning(
                 "the trials that are missing are with another search on this database; if that is dead, the same call "

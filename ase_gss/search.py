@@ -19,7 +19,7 @@ from ase_gss.minima import MinimaList
 from ase_gss.plan import Plan
 from ase_gss.refine import refine, refined_minima
 from ase_gss.schedule import NoiseSchedule
-from ase_gss.settings import keywords_to_refine
+from ase_gss.settings import check_order, keywords_to_refine
 from ase_gss.systems import choose_system
 from ase_gss.trial import Need, Trial
 from ase_gss.workers import crew_of
@@ -210,6 +210,7 @@ class GenerativeRSS:
         self.call_limit, self.trial_limit, self.failure_limit = call_limit, trial_limit, failure_limit
         self.archive = Archive(database)
         self.archive.open_for(self.plan.settings() | {"recognise": recognise})
+        check_order(self.archive, self.plan)
         self._found = Found(self.archive)
         self._driver: Driver | None = None
         self._stopping = self._only_to_look_at = False
@@ -308,13 +309,15 @@ class GenerativeRSS:
 
         Raises
         ------
+        InputError
+            Where there is no end, no room for a start, or the search was resumed only to be looked at.
         SearchError
             Where more trials have failed than `failure_limit` allows.
         ArchiveError
             Where the database cannot be written.
         """
         if self._only_to_look_at:
-            raise InputError("What was resumed is there to look at and refine: to search on, make it as it was made.")
+            raise InputError("What was resumed is to look at and refine: to search on, call GenerativeRSS as at first.")
         if trials is None and max_calls is None:
             raise InputError("Give the search an end: trials, max_calls, or both.")
         if not self.archive.totals["trials"]:

@@ -1,9 +1,15 @@
 """Which settings make a search this one and no other."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ase_gss.calculators import CALCULATORS, takes_charge
 from ase_gss.errors import InputError
+
+if TYPE_CHECKING:
+    from ase_gss.archive import Archive
+    from ase_gss.plan import Plan
 
 #: Settings that must be the same when a search is resumed: other values would make another search.
 FIXED_SETTINGS = (
@@ -84,6 +90,28 @@ def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str
             before, now = _short(earlier.get(key)), _short(settings.get(key))
             difference = f"{key} {before}, not {now}" if before != now else f"another {key}"
             raise InputError(f"{name} is of a search with {difference}: give another database, or the same settings.")
+
+
+def check_order(archive: "Archive", plan: "Plan") -> None:
+    """Raise where the atoms of earlier trials are in another order: once a search kept that of the Atoms it was given.
+
+    Parameters
+    ----------
+    archive, plan : Archive, Plan
+        Of the search; the user's own starts, and what is on a template, may be in any order.
+
+    Raises
+    ------
+    InputError
+        Where they are.
+    """
+    if not archive.records or plan.starts is not None or hasattr(plan.system, "template"):
+        return
+    earlier, numbers = archive.atoms_of(archive.records[0].number).numbers, plan.system.numbers
+    if not np.array_equal(earlier, np.tile(numbers, len(earlier) // len(numbers))):
+        raise InputError(
+            f"{archive.name} is of an earlier version, with its atoms in another order: give another database."
+        )
 
 
 def _check_parameters(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -180,7 +180,7 @@ def verify_minimum(
             pushes += 1
             relaxation = relax(atoms) if relax is not None else hand_off(atoms, fmax=0.01)
             if not relaxation.converged:
-                reason = relaxation.reason
+                reason, failed = relaxation.reason, relaxation.failed
                 break
     except CalculatorFailure as failure:
         reason, failed = f"calculator: {failure}", True

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 from ase.data import atomic_numbers
 from ase.io import write
@@ -239,6 +239,16 @@ def test_noise_is_that_of_its_level_and_moves_no_centre(tmp_path):
     fixed = (part["sigma"] == 0).numpy()
     assert 0 < fixed.mean() < 1
     np.testing.assert_array_equal(part["noised"][fixed], part["clean"][fixed])
+
+
+def test_one_structure_is_too_few_to_learn_from(tmp_path):
+    from ase_gss.score.training import train
+
+    write(tmp_path / "one.extxyz", molecule("H2O"))
+    write(tmp_path / "crystal.extxyz", bulk("Cu"))
+    for name, kind in (("one.extxyz", "molecules"), ("crystal.extxyz", "crystals")):
+        with pytest.raises(InputError, match="too few structures"):
+            train(str(tmp_path / name), str(tmp_path / "model.pt"), steps=1, kind=kind, progress=False)
 
 
 def test_training_learns_resumes_and_ships(tmp_path):

@@ -389,6 +389,14 @@ def test_atoms_are_a_composition_in_whatever_order():
     assert numbers == [[8, 6, 6, 1, 1, 1, 1]] * 3
 
 
+def test_a_database_with_another_order_of_atoms_does_not_go_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # as an earlier version did
+        patch.setattr("ase_gss.systems.parse_formula", lambda text: np.array([1, 1, 8]))
+        rss(1, formula="H2O", database=tmp_path / "x.db")
+    with pytest.raises(InputError, match="another order"):
+        rss(formula="H2O", database=tmp_path / "x.db")
+
+
 def test_one_start_need_not_be_in_a_list():
     start = Atoms("Ar4", positions=1.2 * np.eye(4)[:, :3])
     assert rss(1, starts=start).trials == 1
@@ -432,7 +440,34 @@ def test_a_calculator_that_cannot_be_reset():
     failed = [record for record in search.archive.records if record.ended is Ended.CALCULATOR]
     assert [record.reason for record in failed] == ["calculator: RuntimeError: no file"]
     assert search.trials == 3
-    assert rss(1, calculator=SumCalculator([LennardJones(), LennardJones()])).force_calls > 1
+
+
+def test_a_sum_of_calculators_remembers_no_other_trial():
+    class Remembering(LennardJones):
+        resets = 0
+
+        def reset(self):
+            super().reset()
+            Remembering.resets += 1
+
+    search = rss(3, calculator=SumCalculator([Remembering(), LennardJones()]))
+    assert search.force_calls > 3
+    before = Remembering.resets
+    search.plan.new_calculator()
+    assert Remembering.resets == before + 1
+
+
+def test_what_is_computed_on_demand_is_computed_once():
+    asked = []
+
+    class OnDemand(Files):
+        def calculate(self, atoms, properties, system_changes):
+            asked.append(properties)
+            lj = LennardJones()
+            self.results = {name: lj.get_property(name, atoms) for name in ["energy", *properties]}
+
+    search = rss(1, calculator=OnDemand())
+    assert asked == [["forces"]] * search.force_calls
 
 
 def test_odd_electrons_have_multiplicity_two():
@@ -482,6 +517,8 @@ def test_a_check_that_the_calculator_spoils_takes_no_minimum_away(tmp_path):
     spoilt = GenerativeRSS.resumed(tmp_path / "x.db", Counting(fail), verify="hessian")
     assert len(spoilt.refine_minima()) == 1
     assert spoilt.archive.refined == {}
+    (row,) = connect(tmp_path / "x.db", use_lock_file=False).select("refined_trial>=0")
+    assert (row.ended, row.verified) == ("calculator failed", False)
     again = GenerativeRSS.resumed(tmp_path / "x.db", Counting(), verify="hessian")
     assert len(again.refine_minima()) == 1
     assert again.archive.refined[0].verified

@@ -251,6 +251,8 @@ def git_revision() -> str:
 
 def _random_split(structures: Any, rng: np.random.Generator) -> tuple[Any, Any]:
     """Training and validation."""
+    if len(structures) < 2:
+        raise InputError("There are too few structures: one to learn from and one to validate with are the least.")
     order = rng.permutation(len(structures))
     n_validation = min(N_VALIDATION, max(1, len(structures) // 10))
     return structures.select(np.sort(order[n_validation:])), structures.select(order[:n_validation])
@@ -342,8 +344,6 @@ def train(
         raise InputError(f"Nothing of the kind {kind!r} can be trained: give {', '.join(_KINDS)}.")
     rng = np.random.default_rng(seed)
     training, validation = _KINDS[kind].read(source, hold_out, rng)
-    if len(training) == 0:
-        raise InputError(f"{source} has too few structures: one to learn from and one to validate with are the least.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("There is no GPU that torch can use here: leave out the device.")
     # The last step is one that is validated: only then is the model written.

@@ -40,7 +40,7 @@ def choose_system(
     InputError
         Where they do not go together.
     """
-    # Atoms count for their composition only: a database is of one order, however the search was asked for.
+    # Atoms count for their composition only: what is made here is of one order, however the search was asked for.
     numbers = parse_formula(composition if isinstance(composition, str) else composition.get_chemical_formula())
     units = _whole_numbers(units)
     of_crystals = bool(pressure) or volume is not None or symmetry or units != (1,)

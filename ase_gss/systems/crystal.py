@@ -16,7 +16,7 @@ from ase_gss.crystal_starts import random_crystal, uniform_crystal
 from ase_gss.errors import InputError
 from ase_gss.forces import CountedCalculator, check_stress, energy_forces_and_stress
 from ase_gss.giving_up import GivingUp
-from ase_gss.random_cells import with_room
+from ase_gss.random_cells import STARTS, SYMMETRIC_STARTS, with_room
 from ase_gss.regimes import Regime
 from ase_gss.relax import DEFAULT_OPTIMIZER, Relaxation, hand_off
 from ase_gss.schedule import NoiseSchedule
@@ -97,7 +97,8 @@ class Crystal:
     def random_start(self, rng: np.random.Generator) -> Atoms:
         """A random structure to relax."""
         numbers, volume = self._drawn(rng)
-        atoms = with_room(lambda: random_crystal(numbers, rng, volume, symmetry=self.symmetry))
+        most = SYMMETRIC_STARTS if self.symmetry else STARTS
+        atoms = with_room(lambda: random_crystal(numbers, rng, volume, symmetry=self.symmetry), most)
         atoms.info.clear()  # the space group is that of the start, not of the end
         return atoms
 
