@@ -76,7 +76,7 @@ MOST_ORDERS = 24
 #: Trials after which the number of new minima in the next `HORIZON` is predicted.
 CALIBRATION_POINTS, HORIZON = (100, 200, 400, 800, 1600, 3200, 6400, 12_800), 100
 #: Force calls of the short table.
-SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000, 20_000), "rss": (10_000, 100_000)}
+SHORT_TABLE = {"gss": (1000, 2000, 5000, 10_000, 20_000, 40_000), "diffusion": (40_000,), "rss": (10_000, 100_000)}
 #: Marks in a text between which `report --readme` puts its table.
 _BEGIN, _END = "<!-- molecules: begin -->", "<!-- molecules: end -->"
 #: An end that is recovered: 50 meV, 0.05 Å.
@@ -894,9 +894,9 @@ def tables(facts: dict[str, Any], window: float) -> str:
 
 
 def short_table(facts: dict[str, Any], window: float) -> str:
-    """Markdown of this search beside random search: one line for each system, as the README has it."""
-    columns = [("gss", calls) for calls in SHORT_TABLE["gss"]] + [("rss", calls) for calls in SHORT_TABLE["rss"]]
-    names = {"gss": "`ase-gss search`", "rss": "random search"}
+    """Markdown of this search beside its limits: one line for each system, as the README has it."""
+    columns = [(method, calls) for method, budgets in SHORT_TABLE.items() for calls in budgets]
+    names = {"gss": "`ase-gss search`", "diffusion": "`diffusion`", "rss": "random search"}
     head = [f"{names[method]}, {_spaced(calls)}" for method, calls in columns]
     head.append(f"random search, {_spaced(LONG_BUDGETS[-1])} (seeds joined)")
     lines = [f"| formula | known | {' | '.join(head)} | seeds |", "| --- " * (3 + len(head)) + "|"]
