@@ -19,7 +19,7 @@ from ase.calculators.emt import parameters as emt_parameters
 from ase.data import atomic_numbers, chemical_symbols
 
 from ase_gss.errors import InputError
-from ase_gss.forces import CalculatorFactory, CountedCalculator, forget
+from ase_gss.forces import CalculatorFactory, CountedCalculator, forget, parts_of
 
 #: Where, how loudly and with how much a calculator works is no part of the potential; some are written on the way.
 _NO_PARAMETERS = frozenset(
@@ -310,8 +310,7 @@ class CalculatorSource:
         """What tells a calculator that was not given by its own name from others of its class, as far as it says so."""
         if self.named:
             return {}
-        stated = getattr(self().calculator, "parameters", None)
-        return _plain(dict(stated) if isinstance(stated, Mapping) else {})
+        return _stated(self().calculator)
 
     def _made_by_factory(self) -> Calculator:
         try:
@@ -341,6 +340,16 @@ def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[
         raise InputError("A charge is for calculators given by name: set it in your own calculator.")
     first = source()  # a model that cannot be loaded is reported now
     return source, calculator if isinstance(calculator, str) else first.calculator.name
+
+
+def _stated(calculator: Any) -> dict[str, Any]:
+    """The parameters of a calculator, and of the parts of one that mixes others, with their weights."""
+    parameters = getattr(calculator, "parameters", None)
+    stated = _plain(dict(parameters) if isinstance(parameters, Mapping) else {})
+    if parts := parts_of(calculator):
+        stated["parts"] = [{"name": type(each).__name__, **_stated(each)} for each in parts]
+        stated |= _plain({"weights": [float(each) for each in getattr(calculator.mixer, "weights", ())]})
+    return stated
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -207,7 +207,9 @@ def _structure_matcher(**settings: float) -> "StructureMatcher":
         try:
             from pymatgen.analysis.structure_matcher import StructureMatcher
         except ImportError as error:
-            raise InputError("Comparing crystals needs pymatgen: pip install 'ase-gss[crystals]'.") from error
+            raise InputError(
+                "Comparing crystals, or atoms on a surface, needs pymatgen: pip install 'ase-gss[crystals]'."
+            ) from error
     return StructureMatcher(**settings)
 
 

@@ -100,8 +100,13 @@ def forget(calculator: Any) -> None:
         calculator.reset()
     else:
         calculator.atoms, calculator.results = None, {}
-        for each in getattr(getattr(calculator, "mixer", None), "calcs", ()):  # sums, and what else mixes others
+        for each in parts_of(calculator):
             forget(each)
+
+
+def parts_of(calculator: Any) -> list[Any]:
+    """The calculators that a sum of ASE's, or what else mixes others, is made of; of any other none."""
+    return list(getattr(getattr(calculator, "mixer", None), "calcs", ()))
 
 
 def energy_and_forces(atoms: Atoms, positions: np.ndarray, calculator: CountedCalculator) -> tuple[float, np.ndarray]:

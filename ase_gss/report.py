@@ -194,7 +194,7 @@ def summary_text(facts: dict[str, Any]) -> str:
         )
         mean, low, high = facts["new_in_next_100_trials"]
         text.append(
-            f"The next 100 trials, going by the later ones, will meet about {mean:.0f} new ones; "
+            f"The next 100 trials, going by the later ones, will meet about {mean:.0f} new; "
             f"nine times of ten it is {low} to {high}."
             if high
             else "The next 100 trials will hardly meet a new one."

@@ -457,6 +457,16 @@ def test_a_sum_of_calculators_remembers_no_other_trial():
     assert Remembering.resets == before + 1
 
 
+def test_another_sum_of_calculators_is_another_search(tmp_path):
+    def sum_of(epsilon):
+        return SumCalculator([LennardJones(), LennardJones(epsilon=epsilon)])
+
+    rss(1, calculator=sum_of(0.5), database=tmp_path / "x.db")
+    rss(2, calculator=sum_of(0.5), database=tmp_path / "x.db")
+    with pytest.raises(InputError, match="parts"):
+        rss(3, calculator=sum_of(0.1), database=tmp_path / "x.db")
+
+
 def test_what_is_computed_on_demand_is_computed_once():
     asked = []
 
