@@ -70,7 +70,7 @@ class Verification:
     pushes: int
     relaxation: Relaxation | None
     calls: int
-    failed: bool = False
+    failed: bool
 
 
 def vibrations(atoms: Atoms, step: float = 0.01) -> Vibrations:

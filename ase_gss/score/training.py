@@ -342,10 +342,10 @@ def train(
     """
     if kind not in _KINDS:
         raise InputError(f"Nothing of the kind {kind!r} can be trained: give {', '.join(_KINDS)}.")
-    rng = np.random.default_rng(seed)
-    training, validation = _KINDS[kind].read(source, hold_out, rng)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("There is no GPU that torch can use here: leave out the device.")
+    rng = np.random.default_rng(seed)
+    training, validation = _KINDS[kind].read(source, hold_out, rng)
     # The last step is one that is validated: only then is the model written.
     rounds = max(1, round(steps / validate_every))
     validate_every, steps = steps // rounds, steps // rounds * rounds
