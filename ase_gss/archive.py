@@ -10,7 +10,7 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_gss.database import SCHEMA, ArchiveError, Database, as_dict, database_at, trials_between
+from ase_gss.database import SCHEMA, ArchiveError, Database, as_dict, database_at, trials_among
 from ase_gss.errors import InputError
 from ase_gss.frames import Frames
 from ase_gss.records import (
@@ -379,7 +379,7 @@ class Archive:
         with self._writing() as cursor:
             for atoms, values, data in rows:
                 number = values.get("trial")
-                there = number is not None and trials_between(cursor, number, number + 1)
+                there = number is not None and trials_among(cursor, [number])
                 ids.append(None if there else self._database.ase.write(atoms, data=data, **values))
             self._reservations.beat(cursor)
         return ids

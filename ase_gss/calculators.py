@@ -5,7 +5,9 @@ import importlib
 import io
 import json
 import os
+import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
@@ -268,7 +270,9 @@ class CalculatorSource:
     """Makes counted calculators that remember no other trial.
 
     A calculator that was not given by its own name is made once in a process and reset for each trial. A copy that went
-    through pickle carries what is needed to make one, never the one that was made: it makes its own.
+    through pickle carries what is needed to make one, never the one that was made: it makes its own. As others work
+    beside it, one that writes the input of a program then does so in a folder of its own, inside the one that it was
+    given.
 
     Parameters
     ----------
@@ -287,10 +291,11 @@ class CalculatorSource:
         self.calculator, self.charge, self.multiplicity = calculator, charge, multiplicity
         self._factory: CalculatorFactory | None = None
         self._made: Calculator | None = None
+        self._is_copy = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what lives in this process only."""
-        return self.__dict__ | {"_factory": None, "_made": None}
+        return self.__dict__ | {"_factory": None, "_made": None, "_is_copy": True}
 
     def __call__(self) -> CountedCalculator:
         """One for a trial."""
@@ -302,6 +307,8 @@ class CalculatorSource:
             self._made = self._made_by_factory()
             if not hasattr(self._made, "get_property"):
                 raise InputError("The calculator must be a name, an ASE calculator, or a function that makes one.")
+            if self._is_copy:
+                _give_own_folder(self._made)
         forget(self._made)
         return CountedCalculator(self._made)
 
@@ -310,7 +317,8 @@ class CalculatorSource:
         """What tells a calculator that was not given by its own name from others of its class, as far as it says so."""
         if self.named:
             return {}
-        return _stated(self().calculator)
+        calculator = self().calculator
+        return {**_stated(calculator), "class": type(calculator).__name__}
 
     def _made_by_factory(self) -> Calculator:
         try:
@@ -348,8 +356,22 @@ def _stated(calculator: Any) -> dict[str, Any]:
     stated = _plain(dict(parameters) if isinstance(parameters, Mapping) else {})
     if parts := parts_of(calculator):
         stated["parts"] = [{"name": type(each).__name__, **_stated(each)} for each in parts]
-        stated |= _plain({"weights": [float(each) for each in getattr(calculator.mixer, "weights", ())]})
+        weights = getattr(getattr(calculator, "mixer", None), "weights", ())
+        stated |= _plain({"weights": [float(each) for each in weights]})
     return stated
+
+
+def _give_own_folder(calculator: Any) -> None:
+    """Let a calculator whose program reads and writes files, and all that it is made of, do so where no other does.
+
+    Programs that work in one folder at a time overwrite one another's files, and their results are mistaken for those
+    of other structures.
+    """
+    if hasattr(calculator, "directory") and (hasattr(calculator, "write_input") or hasattr(calculator, "template")):
+        worker = f"worker-{socket.gethostname()}-{threading.get_native_id()}"
+        calculator.directory = Path(calculator.directory) / worker
+    for each in parts_of(calculator):
+        _give_own_folder(each)
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The cell of a crystal, and when it is one no longer."""
+"""The cell of a crystal, when it is one no longer, and the vacuum in that of a surface."""
 
 import numpy as np
 from ase import Atoms
@@ -47,10 +47,59 @@ def cell_out_of_bounds(atoms: Atoms, contacts: bool = True) -> str | None:
     height = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0).max()
     if height < _LEAST_HEIGHT:
         return f"the cell has collapsed: two of its faces are {height:.2f} Å apart"
-    if not contacts:
-        return None
+    return short_contact(atoms) if contacts else None
+
+
+def short_contact(atoms: Atoms) -> str | None:
+    """Reason why nothing can become of periodic atoms that lie on one another, None where none do."""
     i, j, length = neighbour_list("ijd", atoms, 2 * _LEAST_CONTACT * covalent_radii[atoms.numbers].max())
     radii = covalent_radii[atoms.numbers[i]] + covalent_radii[atoms.numbers[j]]
     if np.any(length < _LEAST_CONTACT * radii):
-        return f"the cell has collapsed: two atoms are {length[length < _LEAST_CONTACT * radii].min():.2f} Å apart"
+        return f"two atoms are {length[length < _LEAST_CONTACT * radii].min():.2f} Å apart"
     return None
+
+
+def opened(cell: np.ndarray, pbc: np.ndarray, positions: np.ndarray, gap: float) -> np.ndarray:
+    """The cell with so much room where it does not repeat that images there are nowhere nearer than `gap`.
+
+    Parameters
+    ----------
+    cell : ndarray, shape (3, 3)
+        Lattice vectors as rows, Å.
+    pbc : ndarray of bool, shape (3,)
+        Directions that repeat; along the others the lattice vectors are made longer where that is needed.
+    positions : ndarray, shape (N, 3)
+        Å; wherever they are, they stay there.
+    gap : float
+        Å.
+    """
+    wider = cell.copy()
+    for axis in np.flatnonzero(~np.asarray(pbc)):
+        normal = _normal(cell, axis)
+        wider[axis] *= max(1.0, (np.ptp(positions @ normal) + gap) / (cell[axis] @ normal))
+    return wider
+
+
+def without_vacuum(atoms: Atoms, gap: float) -> Atoms:
+    """The atoms in a cell that leaves `gap` (Å) in every direction that does not repeat, or in which more is empty."""
+    tight = atoms.copy()
+    scaled, cell = tight.cell.scaled_positions(tight.positions), atoms.cell.array.copy()
+    for axis in range(3):
+        height = cell[axis] @ _normal(cell, axis)
+        if atoms.pbc[axis]:
+            within = np.sort(scaled[:, axis] % 1.0)
+            rooms = np.diff(within, append=within[0] + 1.0)
+            if rooms.max() * height <= gap:
+                continue
+            # Counted from the first atom above the empty part; a hair less, for it is to stay the first.
+            scaled[:, axis] = (scaled[:, axis] - within[(rooms.argmax() + 1) % len(within)] + 1e-9) % 1.0
+        tight.cell[axis] = cell[axis] * (np.ptp(scaled[:, axis]) + gap / height)
+    tight.positions = scaled @ cell
+    tight.pbc = True
+    return tight
+
+
+def _normal(cell: np.ndarray, axis: int) -> np.ndarray:
+    """Unit vector at right angles to the other two lattice vectors, on the side of this one."""
+    inverse = np.linalg.inv(cell)[:, axis]
+    return inverse / np.linalg.norm(inverse)

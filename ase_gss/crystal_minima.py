@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.geometry.dimensionality import isolate_components
 from matscipy.neighbours import neighbour_list
 
+from ase_gss.cell import without_vacuum
 from ase_gss.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ class CrystalComparison:
         In eV/Å³ (`ase.units.GPa` is one GPa); the ranking is by enthalpy.
     sampled_site_tolerance
         Largest displacement where there are no energies, in units of the cube root of the volume per atom.
+    surface
+        Atoms on a surface: the vacuum is left out of the volume, however much the cell has of it, and the sites of two
+        minima may be as near as those of fcc and hcp on a metal, so that the same `sampled_site_tolerance` is that of
+        relaxed structures, too.
     """
 
     energy_tolerance: float
@@ -93,11 +98,14 @@ class CrystalComparison:
     layers_count_once: bool = False
     pressure: float = 0.0
     sampled_site_tolerance: float = 0.2
+    surface: bool = False
     _matcher: "StructureMatcher" = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Sampled supercells are too rough for their smaller cell to be found.
-        loose = {"stol": self.sampled_site_tolerance, "attempt_supercell": True} if self._without_energies else {}
+        loose = {"attempt_supercell": True} if self._without_energies and not self.surface else {}
+        if self._without_energies or self.surface:
+            loose["stol"] = self.sampled_site_tolerance
         object.__setattr__(self, "_matcher", _structure_matcher(**loose))
 
     @classmethod
@@ -125,6 +133,8 @@ class CrystalComparison:
         if atoms.cell.rank < 3:
             raise InputError("A crystal needs three lattice vectors: set the cell, or compare molecules by Comparison.")
         bare = Atoms(atoms.numbers, cell=atoms.cell, scaled_positions=atoms.get_scaled_positions(), pbc=True)
+        if self.surface:
+            bare = without_vacuum(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc), _LAYER_SPACING)
         volume = bare.get_volume()
         return CrystalFingerprint(
             energy=float(energy),

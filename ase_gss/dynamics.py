@@ -155,7 +155,7 @@ class GSSDynamics(MolecularDynamics):
     def irun(self, steps: int | None = None) -> Iterator[bool]:
         """As `run`, step by step."""
         remaining = self.schedule.n_steps - self.walk.k
-        if not self._started:
+        if not self._started and self.schedule.n_steps:
             self._start()
         yield from super().irun(remaining if steps is None else min(steps, remaining))
 
@@ -242,6 +242,10 @@ class GSSDynamics(MolecularDynamics):
             raise InputError(
                 f"The coupling needs forces at sigma = {walk.sigma:.3g} Å: attach a calculator to the atoms."
             )
+        if walk.free_cell and (
+            reason := cell_out_of_bounds(Atoms(walk.numbers, walk.point, cell=walk.point_cell, pbc=True))
+        ):
+            return None, None, None, reason
         self.force_calls += 1
         calculator = CountedCalculator(self.atoms.calc)
         try:

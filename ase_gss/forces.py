@@ -100,13 +100,16 @@ def forget(calculator: Any) -> None:
         calculator.reset()
     else:
         calculator.atoms, calculator.results = None, {}
-        for each in parts_of(calculator):
-            forget(each)
+    for each in parts_of(calculator):
+        forget(each)
 
 
 def parts_of(calculator: Any) -> list[Any]:
-    """The calculators that a sum of ASE's, or what else mixes others, is made of; of any other none."""
-    return list(getattr(getattr(calculator, "mixer", None), "calcs", ()))
+    """The calculators that a sum of ASE's is made of, or that another one holds as `calculator`; of any other none."""
+    if mixed := getattr(getattr(calculator, "mixer", None), "calcs", ()):
+        return list(mixed)
+    inner = getattr(calculator, "calculator", None)
+    return [inner] if hasattr(inner, "get_property") else []
 
 
 def energy_and_forces(atoms: Atoms, positions: np.ndarray, calculator: CountedCalculator) -> tuple[float, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.filters import Filter, FrechetCellFilter
+from ase.filters import Filter, FrechetCellFilter, StrainFilter
 from ase.optimize import BFGS
 from ase.optimize.bfgs import BFGSMethod
 
@@ -115,6 +115,8 @@ class ModelBFGS(BFGS):
         if self.moving_cell:
             chart = filter_derivatives(self.atoms)
             model = chart.T @ model @ chart
+        elif isinstance(self.atoms, StrainFilter):  # its coordinates are not those of the model
+            return hessian
         elif len(model) > len(forces) and hasattr(self.atoms, "index"):  # ase.filters.Filter, of some atoms
             moving = np.arange(len(model)).reshape(-1, 3)[self.atoms.index].ravel()
             model = model[np.ix_(moving, moving)]

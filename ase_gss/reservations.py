@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
 
-from ase_gss.database import trials_between
+from ase_gss.database import trials_among
 
 #: Seconds after its last sign of life at which a search on another host counts as dead.
 LIFETIME = 600.0
@@ -115,7 +115,7 @@ class Reservations:
             stop = start + size if last is None else min(start + size, last)
             free = [n for n in range(start, stop) if n not in finished and not any(n in numbers for numbers in taken)]
             if free and cursor is not None:  # others may have finished some that are not known here yet
-                elsewhere = trials_between(cursor, start, stop)
+                elsewhere = trials_among(cursor, free)
                 free = [number for number in free if number not in elsewhere]
             if free:
                 # One range without those of others in between, who may have generations of another size.

@@ -105,7 +105,9 @@ class Schedule:
         return float(self.sigma_cell(k + 1) / self.sigma_cell(k) * np.sqrt(self.drift_cell(k)))
 
     def starting_at(self, sigma: float) -> "Schedule":
-        """The part of this schedule below `sigma` (Å), beginning exactly there."""
+        """The part of this schedule below `sigma` (Å), beginning exactly there; nothing of one without steps."""
+        if not self.n_steps:
+            return self
         below = int(np.sum((self.sigmas < sigma) & (self.sigmas > 0)))
         return Schedule(sigma, min(self.sigma_min, sigma), below + 1, self.rho)
 

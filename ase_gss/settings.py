@@ -44,10 +44,11 @@ FIXED_SETTINGS = (
     "template_cell",
     "template_positions",
     "template_fixed",
+    "template_pbc",
     "region",
 )
 #: Of these older databases tell nothing.
-_NOT_ALWAYS_THERE = ("starts", "sigma_start", "recognise", "schedule")
+_NOT_ALWAYS_THERE = ("starts", "sigma_start", "recognise", "schedule", "template_pbc")
 
 
 def check_settings(name: str, earlier: dict[str, Any] | None, settings: dict[str, Any]) -> None:

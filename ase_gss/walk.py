@@ -8,6 +8,7 @@ import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms
 
+from ase_gss.cell import opened
 from ase_gss.coupling import Coupling
 from ase_gss.errors import InputError
 from ase_gss.sampler import Batch, Coefficients, Field, exponential, force_points, step
@@ -24,6 +25,8 @@ DEFAULT_GAIN = 0.01
 NEIGHBOUR_DISTANCE = 2.5
 #: Largest strain by the force in one step, for each Å that an atom may move.
 STRAIN_PER_LENGTH = 0.2
+#: Å; further than any score reaches: images that are not there must not be seen.
+OUT_OF_REACH = 12.0
 
 
 def free_atoms(atoms: Atoms) -> np.ndarray:
@@ -69,6 +72,8 @@ class Walk:
         Lattice vectors of a crystal as rows, Å; None for a molecule.
     free_cell : bool
         The cell moves.
+    pbc : tuple of bool, optional
+        Directions in which a cell that does not move repeats; by default all.
     pressure : float
         External pressure on a cell that moves, eV/Å3.
     symmetry : Symmetry, optional
@@ -102,6 +107,7 @@ class Walk:
     keep_centre: bool = True
     cell: np.ndarray | None = None
     free_cell: bool = False
+    pbc: tuple[bool, bool, bool] = (True, True, True)
     pressure: float = 0.0
     symmetry: Symmetry | None = None
     k: int = 0
@@ -154,6 +160,7 @@ class Walk:
             keep_centre,
             atoms.cell.array.copy() if crystal else None,
             crystal and bool(free.all() and atoms.pbc.all()) and getattr(coupling, "moves_cell", True),
+            tuple(bool(periodic) for periodic in atoms.pbc) if crystal else (True, True, True),
             pressure,
         )
 
@@ -276,7 +283,8 @@ def propose(walks: Sequence[Walk], score: ScoreFunction | None) -> None:
         if batch.cells is None:
             scores, strains = score(numbers, batch.positions, sigma, batch.structure), [None] * len(scored)
         else:
-            scores, strains = score(numbers, batch.positions, sigma, batch.structure, batch.cells, c.sigma_cell)
+            cells = np.array([opened(w.cell, w.pbc, w.positions, OUT_OF_REACH) for w in scored])
+            scores, strains = score(numbers, batch.positions, sigma, batch.structure, cells, c.sigma_cell)
         for walk, values, strain in zip(scored, _split(scores, scored), strains, strict=True):
             walk._score = _symmetric(walk, Field(values, strain), walk.cell)
             walk.score_calls += 1

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ase.calculators.calculator import FileIOCalculator
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
+from ase.io import read, write
 
 
 class Faulty(EMT):
@@ -100,6 +102,24 @@ class _Slow(EMT):
 
 def slow():
     return _Slow()
+
+
+class Program(FileIOCalculator):
+    """EMT as a program that reads and writes files, for a while each."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self):
+        super().__init__(command="sleep 0.02 && cp structure.traj answer.traj")
+
+    def write_input(self, atoms, properties=None, system_changes=None):
+        super().write_input(atoms, properties, system_changes)
+        write(Path(self.directory) / "structure.traj", atoms)
+
+    def read_results(self):
+        atoms = read(Path(self.directory) / "answer.traj")
+        atoms.calc = EMT()
+        self.results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
 
 
 def with_a_program():

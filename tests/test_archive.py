@@ -69,6 +69,23 @@ def test_generations_are_reserved_in_turn_and_cut_at_the_last(archive):
     assert archive.numbers == set(range(8))
 
 
+def test_a_trial_is_looked_up_by_the_index_however_many_there_are(path):
+    archive = archive_at(path)
+
+    def steps():
+        """Of SQLite's machine."""
+        taken = []
+        with sqlite3.connect(path) as connection:
+            connection.set_progress_handler(lambda: taken.append(1), 1)
+            assert database.trials_among(connection.cursor(), [7, 300, 8]) == {7, 8}
+        return len(taken)
+
+    archive.append([ended_trial(number) for number in range(10)])
+    few = steps()
+    archive.append([ended_trial(number) for number in range(10, 300)])
+    assert steps() == pytest.approx(few, abs=10)
+
+
 def test_a_living_search_keeps_its_trials(path):
     ours, theirs = archive_at(path), archive_at(path)
     assert ours.reserve(4, 20) == [0, 1, 2, 3]

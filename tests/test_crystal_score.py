@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, make_supercell
+from ase.build import add_adsorbate, bulk, fcc111, make_supercell
 from ase.calculators.fd import calculate_numerical_stress
+from ase.constraints import FixAtoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from ase_gss import GSSDynamics
 from ase_gss.errors import InputError
-from ase_gss.schedule import cell_noise
+from ase_gss.schedule import CRYSTAL_SCHEDULE, cell_noise
 from ase_gss.score import ScoreCalculator, load_score
 from ase_gss.score.crystal_data import Crystals, NoisedCrystals, add_noise, bounded_strain, read_crystals
 from ase_gss.score.crystal_denoiser import CrystalDenoiser, periodic_pairs
@@ -238,3 +240,47 @@ def test_numerical_stress_of_ase_has_the_sign_that_is_meant():
     atoms = bulk("Cu", a=3.4)
     atoms.calc = EMT()
     assert calculate_numerical_stress(atoms)[0] < 0  # under compression, as the stress of the score's calculator
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_score_does_not_depend_on_what_is_evaluated_with_it(score, n):
+    """To the last bit, as for molecules."""
+    crystals = [disordered(seed, n) for seed in range(16)]
+    structure = np.repeat(np.arange(16), n)
+    together, strains = score(
+        np.concatenate([atoms.numbers for atoms in crystals]),
+        np.concatenate([atoms.positions for atoms in crystals]),
+        np.full(16 * n, 0.3),
+        structure,
+        np.array([atoms.cell.array for atoms in crystals]),
+        np.full(16, 0.08),
+    )
+    alone = [evaluate(score, atoms) for atoms in crystals]
+    np.testing.assert_array_equal(together, np.concatenate([values for values, _ in alone]))
+    np.testing.assert_array_equal(strains, [strain for _, strain in alone])
+
+
+def test_a_surface_is_not_seen_through_its_vacuum(score):
+    slab = fcc111("Cu", (2, 2, 2), vacuum=2.0)
+    add_adsorbate(slab, "O", 1.2, "fcc")
+    slab.set_constraint(FixAtoms(range(8)))
+    higher = slab.copy()
+    higher.cell[2, 2] += 20.0
+    repeated = slab.copy()
+    repeated.pbc = True
+
+    def forces(atoms):
+        atoms.calc = ScoreCalculator(score, sigma=0.3)
+        return atoms.get_forces()
+
+    np.testing.assert_allclose(forces(slab), forces(higher), atol=1e-6)
+    assert not np.allclose(forces(slab), forces(repeated), atol=1e-4)
+    ends = []
+    for atoms in (slab, higher):
+        atoms.calc = None
+        dynamics = GSSDynamics(
+            atoms, score, "diffusion", CRYSTAL_SCHEDULE, sigma_start=0.3, rng=np.random.default_rng(0)
+        )
+        dynamics.run(5)
+        ends.append(atoms.positions)
+    np.testing.assert_allclose(*ends, atol=1e-4)

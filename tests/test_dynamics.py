@@ -127,6 +127,13 @@ def test_sigma_start_adds_noise_to_what_is_given(water):
     assert np.std(steps[-1] - start) < 0.05
 
 
+@pytest.mark.parametrize("keywords", [{}, {"sigma_start": 0.3}])
+def test_a_schedule_without_steps_leaves_the_structure_as_it_is(water, score, keywords):
+    start = water.positions.copy()
+    assert dynamics(water, score, schedule=Schedule(n_steps=0), **keywords).run()
+    np.testing.assert_array_equal(water.positions, start)
+
+
 def test_a_constant_schedule_begins_at_the_positions_as_they_are(water, score):
     start = water.positions.copy()
     water.calc = Harmonic(start)

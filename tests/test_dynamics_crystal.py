@@ -284,6 +284,19 @@ def test_a_failed_calculation_never_enters_the_structure(copper, score, how):
     assert log.getvalue().count("no force:") == atoms.calc.calls // 3 > 0
 
 
+def test_no_force_is_asked_for_where_atoms_lie_on_one_another(copper):
+    def onto_the_first(numbers, positions, sigma, structure, cells, sigma_cell):
+        towards = np.zeros_like(positions)
+        towards[1] = positions[0] + [0.1, 0, 0] - positions[1]
+        return towards / sigma[:, None] ** 2, np.zeros_like(cells)
+
+    copper.calc, log = CountingEMT(), io.StringIO()
+    dyn = dynamics(copper, onto_the_first, Mn(below=9.0), sigma_start=0.3, logfile=log)
+    dyn.run(4)
+    assert copper.calc.calls == dyn.force_calls == 0
+    assert log.getvalue().count("no force: two atoms are 0.1") == 4
+
+
 def test_what_others_do_to_the_cell_is_taken_up(copper, score):
     dyn = dynamics(copper, score, sigma_start=0.2)
     dyn.run(1)

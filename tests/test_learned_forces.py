@@ -123,6 +123,12 @@ def test_they_are_an_ase_calculator(forces):
     assert np.array_equal(atoms.get_forces(), given_for(forces, WATER.positions))
 
 
+def test_they_answer_for_no_element_that_they_have_not_seen():
+    atoms = Atoms("Fe2", [[0, 0, 0], [0, 0, 1.5]], calculator=load_forces("molecules-forces"))
+    with pytest.raises(InputError, match="know only H, C, N, O, F: train some"):
+        atoms.get_forces()
+
+
 def repelling(strength):
     """Forces that drive all atoms apart, or are no numbers."""
     return lambda numbers, positions: strength * (positions - positions.mean(axis=1, keepdims=True))

@@ -7,7 +7,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.mixing import SumCalculator
 from ase.constraints import FixAtoms, FixSymmetry
-from ase.filters import FrechetCellFilter
+from ase.filters import FrechetCellFilter, StrainFilter, UnitCellFilter
 from ase.io import read
 from ase.optimize.precon import Exp, PreconLBFGS
 from ase.units import GPa
@@ -172,6 +172,15 @@ def test_filters_of_the_callers_own_still_work(keywords):
     outcome = hand_off(FrechetCellFilter(atoms, **keywords), fmax=0.05)
     assert outcome.converged
     assert not np.array_equal(atoms.cell.array, before)
+
+
+@pytest.mark.parametrize("kind", [StrainFilter, UnitCellFilter])
+def test_other_filters_work_too(kind):
+    atoms = bulk("Cu", cubic=True, a=3.7)
+    atoms.calc = EMT()
+    outcome = hand_off(kind(atoms), fmax=0.01)
+    assert outcome.converged, outcome.reason
+    assert atoms.cell.lengths() == pytest.approx([3.59] * 3, abs=0.01)
 
 
 @pytest.mark.parametrize(("pressure", "words"), [(-2.0, "collapsed"), (2.0, "flown apart")])

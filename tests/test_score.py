@@ -127,6 +127,23 @@ def test_score_calculator_works_with_fire():
     np.testing.assert_array_equal(atoms.positions[0], fixed)
 
 
+def test_score_calculator_notices_what_has_changed():
+    atoms = molecule("C2H6")
+    atoms.rattle(0.05, seed=0)
+    calculator = atoms.calc = ScoreCalculator("molecules", sigma=0.05)
+    before = atoms.get_forces()
+    calculator.set(sigma=0.5)
+    after = atoms.get_forces()
+    assert np.abs(after).max() < np.abs(before).max() / 10
+    atoms.set_constraint(FixAtoms([0]))
+    held = atoms.get_forces(apply_constraint=False)
+    assert np.all(held[0] == 0)
+    assert not np.allclose(held[1:], after[1:])
+    atoms.cell, atoms.pbc = np.eye(3) * 10, True
+    with pytest.raises(InputError, match="take score='crystals'"):
+        atoms.get_forces()
+
+
 def test_unreadable_models_are_refused(tmp_path):
     with pytest.raises(InputError, match="No score 'molecule'"):
         load_score("molecule")
@@ -225,6 +242,12 @@ def test_held_out_formulas_are_left_out(tmp_path):
     assert 8 not in kept.numbers[: kept.first[-1]] or set(np.diff(kept.first)) == {3, 4, 5}
     with pytest.raises(InputError, match="no structure"):
         read_structures(source, hold_out=["CH4O", "CH4", "H2O", "H3N"])
+
+
+def test_crystals_are_no_molecules_to_learn_from(tmp_path):
+    write(tmp_path / "x.extxyz", [bulk("NaCl", "rocksalt", a=5.6), bulk("Si")])
+    with pytest.raises(InputError, match="periodic: add --crystal"):
+        read_structures(str(tmp_path / "x.extxyz"))
 
 
 def test_noise_is_that_of_its_level_and_moves_no_centre(tmp_path):

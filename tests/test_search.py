@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sqlite3
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -433,6 +434,18 @@ class Files(BaseCalculator):
             raise RuntimeError("no file")
         lj = LennardJones()
         self.results = {name: lj.get_property(name, atoms) for name in self.implemented_properties}
+
+
+def test_another_class_behind_the_same_function_is_another_calculator(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "ase_gss_changing.py"
+    module.write_text("from ase.calculators.emt import EMT as calculator\n")
+    keywords = {"calculator": "ase_gss_changing:calculator", "database": tmp_path / "x.db", "coupling": "rss"}
+    GenerativeRSS("Cu3", **keywords).run(trials=1)
+    GenerativeRSS("Cu3", **keywords).run(trials=2)
+    monkeypatch.setattr(sys.modules["ase_gss_changing"], "calculator", LennardJones)
+    with pytest.raises(InputError, match="has class='EMT', not class='LennardJones'"):
+        GenerativeRSS("Cu3", **keywords)
 
 
 def test_a_calculator_that_cannot_be_reset():

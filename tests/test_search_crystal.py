@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, fcc100
+from ase.build import add_adsorbate, bulk, fcc100, fcc111
 from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, Hookean
 from ase.db import connect
 from ase.units import GPa
@@ -14,10 +16,13 @@ from conftest import GaussianCrystalScore, Harmonic
 from ase_gss import GenerativeRSS, InputError
 from ase_gss.coupling import Langevin, Mn
 from ase_gss.crystal_minima import space_group
+from ase_gss.relax import hand_off
 from ase_gss.report import ranking_table, summary
 from ase_gss.schedule import Schedule
 from ase_gss.score.crystal_denoiser import CrystalDenoiser
 from ase_gss.score.model import CrystalScore
+from ase_gss.systems import comparison_of
+from ase_gss.trial import Ended
 
 DIAMOND = -4.3366  # eV/atom, Stillinger-Weber silicon
 SHORT = Schedule(sigma_max=2.0, sigma_min=0.05, n_steps=8)
@@ -378,6 +383,54 @@ def test_atoms_start_in_their_region(slab):
         assert np.all((start.positions[8:, 2] >= 10.0) & (start.positions[8:, 2] <= 11.0))
         assert len(start.constraints) == 1
     np.testing.assert_array_equal(slab.positions, fcc100("Al", (2, 2, 2), vacuum=6.0).positions)
+
+
+def adatom(site, vacuum, pbc):
+    atoms = fcc111("Cu", (2, 2, 3), vacuum=vacuum)
+    atoms.pbc = pbc
+    atoms.set_constraint(FixAtoms(range(12)))
+    add_adsorbate(atoms, "Cu", 1.8, site)
+    atoms.calc = EMT()
+    return hand_off(atoms, fmax=0.01).frozen(atoms)
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_what_vacuum_a_cell_has_does_not_tell_what_is_one_minimum(refined):
+    fcc, moved = adatom("fcc", 5.0, (True, True, False)), adatom("fcc", 5.0, (True, True, False))
+    energy = moved.get_potential_energy()
+    moved.positions += moved.cell[0] / 2 - moved.cell[1] / 2 + [0, 0, 3.0]
+    moved.calc = SinglePointCalculator(moved, energy=energy)
+    comparison = comparison_of({"periodic": True, "template": "Cu12", "atoms": 13}, refined)
+    for vacuum in (5.0, 15.0, 20.0):
+        for pbc in ((True, True, False), True):
+            other_fcc, hcp = adatom("fcc", vacuum, pbc), adatom("hcp", vacuum, pbc)
+            assert abs(hcp.get_potential_energy() - fcc.get_potential_energy()) < 0.005
+            assert not comparison.same(other_fcc, hcp)
+            assert comparison.same(other_fcc, fcc)
+            assert comparison.same(other_fcc, moved)
+
+
+def test_what_has_flown_off_or_lies_on_another_atom_is_no_minimum(slab):
+    top = slab.positions[:, 2].max()
+    flying = rss(4, "Cu2", "emt", template=slab, region=(top + 5.5, top + 6.0))
+    ends = {record.ended for record in flying.archive.records}
+    assert ends <= {Ended.FRAGMENTS, Ended.NOT_CONVERGED}
+    assert not flying.minima
+    reasons = [flying.archive.atoms_of(record.number) for record in flying.archive.records]
+    assert len(reasons) == 4
+    surface = flying.plan.system
+    close = slab + Atoms("Cu2", [[0, 0, top + 2.0], [0, 0, top + 2.1]])
+    assert surface.rejects(close)[0] is Ended.COLLAPSED
+    apart = slab + Atoms("Cu2", [[0, 0, top + 2.0], [0, 0, top + 4.5]])  # one on the other
+    assert surface.rejects(apart) is None
+
+
+def test_other_boundaries_are_another_search(slab, tmp_path):
+    keywords = {"calculator": "emt", "template": slab, "fmax": 0.1, "database": tmp_path / "x.db"}
+    rss(1, **keywords)
+    slab.pbc = True
+    with pytest.raises(InputError, match="template_pbc"):
+        rss(**keywords)
 
 
 def test_a_surface_search_goes_on_and_is_refined(slab, tmp_path):

@@ -434,3 +434,26 @@ def test_a_scheduler_that_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match="pip install"):
         connect_scheduler("tcp://127.0.0.1:1")
+
+
+def energies_are_those_of_the_structures(trials):
+    for trial in trials:
+        again = trial.atoms.copy()
+        again.calc = EMT()
+        assert trial.atoms.get_potential_energy() == pytest.approx(again.get_potential_energy(), abs=1e-9)
+        np.testing.assert_allclose(trial.atoms.get_forces(), again.get_forces(), atol=1e-9)
+
+
+def test_programs_of_several_workers_do_not_mistake_one_anothers_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = plan_for(faulty.Program())
+    jobs = [relaxation(plan, number) for number in range(6)]
+    with WorkerPool(plan, 2) as pool:
+        there = results(pool, jobs)
+    energies_are_those_of_the_structures(there)
+    assert len(list(tmp_path.glob("worker-*/answer.traj"))) == 2
+    with ThreadPoolExecutor(3) as threads:
+        energies_are_those_of_the_structures(results(ForeignExecutor(plan, threads), jobs))
+    assert not (tmp_path / "answer.traj").exists()
+    assert_same(results(InProcess(plan), jobs), there)
+    assert (tmp_path / "answer.traj").exists()

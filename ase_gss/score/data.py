@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import atomic_numbers
 from ase.io import iread
 from torch.utils.data import IterableDataset
@@ -89,7 +90,7 @@ def read_structures(source: str, hold_out: Iterable[str] = ()) -> Structures:
     if source == "qm9pack":
         structures: Iterable = read_qm9pack()
     else:
-        structures = ((atoms.numbers, atoms.positions) for atoms in iread(source, ":"))
+        structures = ((atoms.numbers, atoms.positions) for atoms in map(_molecule, iread(source, ":")))
     try:
         kept = [(n, p) for n, p in structures if len(n) > 1 and formula_key(n) not in held_out]
     except InputError:
@@ -100,6 +101,13 @@ def read_structures(source: str, hold_out: Iterable[str] = ()) -> Structures:
         but = " but those that are held out" if held_out else ""
         raise InputError(f"{source} has no structure of two or more atoms to train on{but}.")
     return Structures.from_arrays(kept)
+
+
+def _molecule(atoms: Atoms) -> Atoms:
+    """These atoms, as long as they are not periodic."""
+    if atoms.pbc.any():
+        raise InputError("The structures are periodic: add --crystal, or set atoms.pbc = False in the file.")
+    return atoms
 
 
 def balanced_weights(structures: Structures) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.data import chemical_symbols
 from torch import nn
 
 from ase_gss.allocation import keep_large_blocks
@@ -59,10 +60,13 @@ class LearnedForces(Calculator):
         return self.elements.issuperset(int(z) for z in numbers)
 
     def calculate(self, atoms: Atoms | None = None, properties=None, system_changes=all_changes) -> None:
-        """Forces of these atoms; `InputError` for periodic ones."""
+        """Forces of these atoms; `InputError` for periodic ones, and for elements that were not learned from."""
         super().calculate(atoms, properties, system_changes)
         if self.atoms.pbc.any():
             raise InputError("These forces are for molecules: set atoms.pbc = False.")
+        if not self.knows(self.atoms.numbers):
+            known = ", ".join(chemical_symbols[z] for z in sorted(self.elements))
+            raise InputError(f"These forces know only {known or 'nothing'}: train some with your elements.")
         (forces,) = self(self.atoms.numbers, self.atoms.positions[None])
         self.results = {"energy": 0.0, "forces": forces}
 

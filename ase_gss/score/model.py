@@ -23,6 +23,8 @@ FORCES = "forces"
 #: Matrix products of fewer rows are rounded in another way: what a network makes of a structure would depend on what is
 #: evaluated with it.
 LEAST_ATOMS = 32
+#: The same for crystals, whose atoms are many more rows by their pairs.
+_LEAST_ATOMS_OF_CRYSTALS = 8
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -62,16 +64,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def padded(structure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms to evaluate instead of these, and the structure of each: the last one again until there are `LEAST_ATOMS`.
+def padded(structure: np.ndarray, least: int = LEAST_ATOMS) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms to evaluate instead of these, and the structure of each: the last one again until there are enough.
 
     Parameters
     ----------
     structure : ndarray, shape (A,)
         Structure of each atom, ascending from 0.
+    least : int
+        Atoms that are enough.
     """
     last = np.flatnonzero(structure == structure[-1])
-    copies = max(-(-(LEAST_ATOMS - len(structure)) // len(last)), 0)
+    copies = max(-(-(least - len(structure)) // len(last)), 0)
     more = structure[-1] + 1 + np.repeat(np.arange(copies), len(last))
     return np.concatenate([np.arange(len(structure)), np.tile(last, copies)]), np.concatenate([structure, more])
 
@@ -210,16 +214,19 @@ class CrystalScore(Score):
         score, strain_score = np.empty((len(numbers), 3)), np.empty((n_structures, 3, 3))
         for start in range(0, n_structures, self.chunk):
             end = min(start + self.chunk, n_structures)
-            part = slice(*np.searchsorted(structure, [start, end]))
-            owner = structure[part] - start
+            first, last = np.searchsorted(structure, [start, end])
+            part = slice(first, last)
+            which, owner = padded(structure[part] - start, _LEAST_ATOMS_OF_CRYSTALS)
+            atoms, whose = first + which, np.minimum(start + np.arange(owner[-1] + 1), end - 1)
             pairs, vectors = periodic_pairs(
-                numbers[part], positions[part], cells[start:end], owner, self.denoiser.network.reach
+                numbers[atoms], positions[atoms], cells[whose], owner, self.denoiser.network.reach
             )
-            arrays = [numbers[part], sigma[part], sigma_cell[start:end], pairs, vectors, owner]
+            arrays = [numbers[atoms], sigma[atoms], sigma_cell[whose], pairs, vectors, owner]
             tensors = [torch.tensor(array, device=self.device) for array in arrays]
             tensors[1], tensors[2] = tensors[1].float(), tensors[2].float()
             with torch.inference_mode(), one_thread():
                 noise, strain = self.denoiser(*tensors)
+            noise, strain = noise[: last - first], strain[: end - start]
             score[part] = -noise.double().cpu().numpy() / np.where(sigma[part] > 0, sigma[part], 1.0)[:, None]
             levels = np.where(sigma_cell[start:end] > 0, sigma_cell[start:end], 1.0)[:, None, None]
             strain_score[start:end] = -strain.double().cpu().numpy() / levels

@@ -77,7 +77,8 @@ def comparison_of(settings: dict[str, Any], refined: bool = False) -> Comparison
         if "template" not in settings:
             return comparison
         # A slab dilutes the energy of what sits on it: there the tolerance is one for all atoms together.
-        return replace(comparison, energy_tolerance=comparison.energy_tolerance / settings["atoms"])
+        tolerance = comparison.energy_tolerance / settings["atoms"]
+        return replace(comparison, energy_tolerance=tolerance, surface=True)
     make = Comparison.refined if refined else Comparison.searching
     return make(settings.get("mirror_images_are_one", True))
 

@@ -7,8 +7,13 @@ from typing import Any, ClassVar
 import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms
+from ase.data import covalent_radii
+from matscipy.neighbours import neighbour_list
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ase_gss import families
+from ase_gss.cell import short_contact
 from ase_gss.composition import formula_of
 from ase_gss.coupling import Coupling
 from ase_gss.errors import InputError
@@ -24,6 +29,9 @@ from ase_gss.walk import Walk, free_atoms
 
 #: Å; the noise at which the atoms on a surface, which start anywhere in their region, are taken up.
 SURFACE_NOISE = 1.5
+#: Å between the surfaces of two atoms (of their covalent radii); what is further from all that is held has flown off.
+#: Physisorbed methane is nearer.
+_DESORBED = 2.5
 
 
 @dataclass
@@ -85,6 +93,7 @@ class Surface:
             "template_cell": self.template.cell.array.round(6).tolist(),
             "template_positions": self.template.positions.round(4).tolist(),
             "template_fixed": np.flatnonzero(~self._free).tolist(),
+            "template_pbc": self.template.pbc.tolist(),
             "region": None if self.region is None else list(self.region),
         }
 
@@ -110,7 +119,12 @@ class Surface:
 
     check_calculator = Molecule.check_calculator
     force = Molecule.force
-    out_of_bounds = Molecule.out_of_bounds
+
+    def out_of_bounds(self, walk: Walk) -> str | None:
+        """Why nothing can become of a structure that is being sampled: its atoms lie on one another."""
+        if walk.point is None:
+            return None
+        return short_contact(Atoms(walk.numbers, walk.point, cell=walk.cell, pbc=walk.pbc))
 
     def check_start(self, atoms: Atoms) -> None:
         """Raise `InputError` for a structure of the user's that cannot start here."""
@@ -129,4 +143,16 @@ class Surface:
 
     def rejects(self, atoms: Atoms, converged: bool = True) -> tuple[Ended, str] | None:
         """How a trial with this end has ended where it is not one of those looked for."""
+        if reason := short_contact(atoms):
+            return Ended.COLLAPSED, reason
+        if flown := np.count_nonzero(~_held(atoms, len(self.template))):
+            return Ended.FRAGMENTS, f"{flown} atom{'s' if flown > 1 else ''} off the surface"
         return None
+
+
+def _held(atoms: Atoms, n_template: int) -> np.ndarray:
+    """Mask (N,) of the atoms that are, by way of others perhaps, near one of the first `n_template`."""
+    first, second = neighbour_list("ij", atoms, covalent_radii[atoms.numbers] + _DESORBED / 2)
+    near = coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms)))
+    _, part = connected_components(near, directed=False)
+    return np.isin(part, part[:n_template])
