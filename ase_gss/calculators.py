@@ -139,7 +139,7 @@ class NamedCalculator:
 
 #: The calculators of `calculator_factory`. All have a stress. The weights of chgnet and sevennet are inside their
 #: packages; mattersim, mace, orb and uma download theirs at first use (uma after its licence has been accepted at
-#: Hugging Face). mace and sevennet cannot be installed side by side.
+#: Hugging Face). mace cannot be installed beside sevennet, mattersim and uma.
 CALCULATORS: dict[str, NamedCalculator] = {
     "gfn2": NamedCalculator(partial(_tblite, "GFN2-xTB"), "tblite", "xtb", frozenset(range(1, 87)), charged=True),
     "gfn1": NamedCalculator(partial(_tblite, "GFN1-xTB"), "tblite", "xtb", frozenset(range(1, 87)), charged=True),
