@@ -172,6 +172,11 @@ def summary_text(facts: dict[str, Any]) -> str:
         f"{facts['force_calls']} force calls, {facts['score_calls']} score calls.",
         f"{facts['minima']} distinct {'minimum' if facts['minima'] == 1 else 'minima'}: {within}.",
     ]
+    in_pieces = facts["ended"].get(str(Ended.FRAGMENTS), 0)
+    if not facts["minima"] and 2 * in_pieces > facts["trials"] and "fragments" in facts["settings"]:
+        text.append(
+            "Most trials ended in pieces (a bond is at most 1.25 sums of covalent radii): --fragments keeps them."
+        )
     if len(facts["regimes"]) > 1:
         text.insert(1, f"Trials (and force calls) by regime: {regimes}.")
     if facts["refined"]:

@@ -109,11 +109,12 @@ def vibrations(atoms: Atoms, step: float = 0.01) -> Vibrations:
         hessian[row] = (forces[1] - forces[0])[free].ravel() / (2 * step)
         mean += (forces[0] + forces[1]) / (6 * len(free))
     root_mass = np.repeat(np.sqrt(atoms.get_masses()[free]), 3)
-    # Directions at right angles to the rigid motions, in mass-weighted coordinates.
+    # Directions at right angles to the rigid motions, in mass-weighted coordinates. A linear molecule that is bent a
+    # little is not to lose a bend to the rotation about its axis.
     internal = np.eye(len(hessian))
     rigid = root_mass[:, None] * _rigid_motions(atoms, fixed)
     if len(free) and rigid.shape[1]:
-        internal = null_space(orth(rigid, rcond=1e-3).T)
+        internal = null_space(orth(rigid, rcond=1e-2).T)
     weighted = (hessian + hessian.T) / 2 / np.outer(root_mass, root_mass)
     values, vectors = np.linalg.eigh(internal.T @ weighted @ internal)
     modes = np.zeros((len(values), len(atoms), 3))

@@ -298,3 +298,28 @@ def test_relaxed_conformers_stay_apart():
         minima.add(atoms, atoms.get_potential_energy(), trial, trial)
     assert minima.hits == [2, 2]
     assert minima.ranked()[0].get_dihedral(0, 1, 2, 3) == pytest.approx(180, abs=15)
+
+
+def alkanol(n, turned):
+    """All-trans chain of n carbon atoms, its hydroxyl group anti or turned by 120 degrees; not relaxed."""
+    step = np.array([1.27, 0, 0])
+    heavy = [k * step + [0, 0, 0.85 * (k % 2)] for k in range(n + 1)]
+    symbols, places = ["C"] * n + ["O"], list(heavy)
+    for k in range(n):
+        down = 2 * (k % 2) - 1
+        for side in (0.89, -0.89):
+            symbols.append("H")
+            places.append(heavy[k] + [0, side, 0.63 * down])
+    symbols += ["H", "H"]
+    places += [heavy[0] + [-0.77, 0, 0.77], heavy[n] + [0.9, 0, 0.3 * (1 - 2 * (n % 2))]]
+    atoms = Atoms(symbols, places)
+    atoms.set_dihedral(n - 2, n - 1, n, len(atoms) - 1, 60 if turned else 180, indices=[len(atoms) - 1])
+    return atoms
+
+
+@pytest.mark.parametrize("n", [8, 12, 18])
+def test_a_turned_group_weighs_no_less_in_a_large_molecule(n):
+    anti, gauche, loose = alkanol(n, False), alkanol(n, True), alkanol(n, False)
+    loose.rattle(0.02, seed=0)
+    assert same(Comparison.searching(), anti, loose, 0.03)
+    assert not same(Comparison.searching(), anti, gauche, 0.0)

@@ -83,6 +83,15 @@ def test_frequencies_agree_with_ase(name, modes, tmp_path):
     np.testing.assert_allclose(found.wavenumbers[stiff], expected[stiff], rtol=5e-3)
 
 
+@pytest.mark.parametrize("bent", [0.0, 0.002, 0.005, 0.02])
+def test_a_linear_molecule_that_is_not_quite_straight_keeps_both_bends(bent):
+    tblite = pytest.importorskip("tblite.ase")
+    atoms = molecule("CO2")
+    atoms.positions[0, 0] += bent
+    atoms.calc = tblite.TBLite(method="GFN2-xTB", verbosity=0)
+    assert len(vibrations(atoms).wavenumbers) == 4
+
+
 def test_rigid_motions_left_by_constraints():
     atoms = molecule("CH4")
     atoms.calc = EMT()

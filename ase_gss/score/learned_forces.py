@@ -27,6 +27,8 @@ BATCH_SIZE, LEARNING_RATE = 16, 1e-3
 FRAMES_PER_STEP, LEAST_STEPS, MOST_STEPS = 4, 300, 1000
 #: One of so many structures, the last ones, is not learned but judges whether what was learned is of use.
 JUDGES = 5
+#: Pairs of atoms in all of them together, at most: of molecules of more than 14 atoms fewer judge.
+_MOST_JUDGED_PAIRS = 4000 * 14**2
 #: eV/Å; the unit of what the network gives, and from how many of them on a deviation counts by its size, no longer by
 #: its square.
 _UNIT, _LARGE = 3.0, 0.3
@@ -73,8 +75,9 @@ class LearnedForces(Calculator):
     def __call__(self, numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Forces (S, N, 3) in eV/Å of atoms with numbers (N,) at positions (S, N, 3) in Å of many structures."""
         forces, n_atoms = np.empty(positions.shape), len(numbers)
-        for start in range(0, len(positions), Score.chunk):
-            part = positions[start : start + Score.chunk]
+        together = Score.together(n_atoms)
+        for start in range(0, len(positions), together):
+            part = positions[start : start + together]
             # Centred before rounding to single precision, as for the score.
             centred = (part - part.mean(axis=1, keepdims=True)).reshape(-1, 3).astype(np.float32)
             which, structure = padded(np.repeat(np.arange(len(part)), n_atoms))
@@ -194,6 +197,8 @@ def _learn_forces(
         raise RuntimeError("the weights of the forces are no longer finite")
     result = LearnedForces(denoiser, elements=np.unique(numbers))
     if isinstance(start, LearnedForces) and len(judges):
+        some = min(len(judges), _MOST_JUDGED_PAIRS // len(numbers) ** 2)
+        judges = judges[np.linspace(0, len(judges) - 1, max(some, 1)).astype(int)]
         off = [
             np.abs(each(numbers, frames.positions[judges]) - frames.forces[judges]).mean() for each in (start, result)
         ]

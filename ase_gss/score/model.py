@@ -95,6 +95,8 @@ class Score:
 
     #: Structures in one evaluation of the network: more do not fit the cache and are slower.
     chunk = 32
+    #: Pairs of atoms in one: of molecules of more than 20 atoms fewer go together, or they would fill the memory.
+    most_pairs = 32 * 20**2
     #: Whether it is one for crystals.
     periodic = False
 
@@ -140,13 +142,18 @@ class Score:
         """
         numbers, sigma, structure = np.asarray(numbers), np.asarray(sigma), np.asarray(structure)
         n_structures = int(structure[-1]) + 1
-        score = np.empty((len(numbers), 3))
-        for start in range(0, n_structures, self.chunk):
-            low, high = np.searchsorted(structure, [start, min(start + self.chunk, n_structures)])
+        score, together = np.empty((len(numbers), 3)), self.together(int(np.bincount(structure).max()))
+        for start in range(0, n_structures, together):
+            low, high = np.searchsorted(structure, [start, min(start + together, n_structures)])
             part = slice(low, high)
             score[part] = self._evaluate(numbers[part], positions[part], sigma[part], structure[part] - start)
         self.calls += n_structures
         return score
+
+    @classmethod
+    def together(cls, n_atoms: int) -> int:
+        """How many structures of so many atoms go into one evaluation of the network."""
+        return int(np.clip(cls.most_pairs // n_atoms**2, 1, cls.chunk))
 
     def _evaluate(self, numbers, positions, sigma, structure) -> np.ndarray:
         asked = len(numbers)
