@@ -21,7 +21,7 @@ from ase.calculators.emt import parameters as emt_parameters
 from ase.data import atomic_numbers, chemical_symbols
 
 from ase_gss.errors import InputError
-from ase_gss.forces import CalculatorFactory, CountedCalculator, forget, parts_of
+from ase_gss.forces import CalculatorFactory, CountedCalculator, forget, parts_of, whole_of
 
 #: Where, how loudly and with how much a calculator works is no part of the potential; some are written on the way.
 _NO_PARAMETERS = frozenset(
@@ -29,6 +29,8 @@ _NO_PARAMETERS = frozenset(
     "npar nprocs nprocshared num_threads parallel prefix profile specorder threads tmp_dir trajectory_out txt verbose "
     "verbosity".split()
 )
+#: What ASE's calculators have that start a program, some of these each.
+_OF_PROGRAMS = ("write_input", "template", "command", "prepare_input_files")
 #: What the networks trained on the relaxations of the Materials Project have seen.
 _MATERIALS_PROJECT = frozenset({*range(1, 84), *range(89, 95)})
 
@@ -291,11 +293,11 @@ class CalculatorSource:
         self.calculator, self.charge, self.multiplicity = calculator, charge, multiplicity
         self._factory: CalculatorFactory | None = None
         self._made: Calculator | None = None
-        self._is_copy = False
+        self._failed = self._is_copy = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what lives in this process only."""
-        return self.__dict__ | {"_factory": None, "_made": None, "_is_copy": True}
+        return self.__dict__ | {"_factory": None, "_made": None, "_failed": False, "_is_copy": True}
 
     def __call__(self) -> CountedCalculator:
         """One for a trial."""
@@ -303,6 +305,11 @@ class CalculatorSource:
             self._factory = self._resolved()
         if self.named:
             return CountedCalculator(self._factory())
+        if self._failed and self._made is not self.calculator:
+            # A program that is kept running may have gone for good with the structure that it failed at.
+            _close(self._made)
+            self._made = None
+        self._failed = False
         if self._made is None:
             self._made = self._made_by_factory()
             if not hasattr(self._made, "get_property"):
@@ -310,7 +317,10 @@ class CalculatorSource:
             if self._is_copy:
                 _give_own_folder(self._made)
         forget(self._made)
-        return CountedCalculator(self._made)
+        return CountedCalculator(self._made, self._has_failed)
+
+    def _has_failed(self) -> None:
+        self._failed = True
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -353,6 +363,9 @@ def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[
 def _stated(calculator: Any) -> dict[str, Any]:
     """The parameters of a calculator, and of the parts of one that mixes others, with their weights."""
     parameters = getattr(calculator, "parameters", None)
+    if not isinstance(parameters, Mapping):
+        with contextlib.suppress(Exception):  # GPAW's are of a kind of its own
+            parameters = parameters.todict()
     stated = _plain(dict(parameters) if isinstance(parameters, Mapping) else {})
     if parts := parts_of(calculator):
         stated["parts"] = [{"name": type(each).__name__, **_stated(each)} for each in parts]
@@ -367,11 +380,22 @@ def _give_own_folder(calculator: Any) -> None:
     Programs that work in one folder at a time overwrite one another's files, and their results are mistaken for those
     of other structures.
     """
-    if hasattr(calculator, "directory") and (hasattr(calculator, "write_input") or hasattr(calculator, "template")):
-        worker = f"worker-{socket.gethostname()}-{threading.get_native_id()}"
-        calculator.directory = Path(calculator.directory) / worker
-    for each in parts_of(calculator):
-        _give_own_folder(each)
+    worker = f"worker-{socket.gethostname()}-{threading.get_native_id()}"
+    for each in whole_of(calculator):
+        if not any(hasattr(each, name) for name in _OF_PROGRAMS):
+            continue
+        for name in ("directory", "_directory"):
+            if isinstance(place := getattr(each, name, None), str | os.PathLike):
+                with contextlib.suppress(AttributeError):
+                    setattr(each, name, type(place)(Path(place) / worker))
+                break
+
+
+def _close(calculator: Any) -> None:
+    """End the programs that a calculator, or one that it is made of, keeps running."""
+    for each in whole_of(calculator):
+        with contextlib.suppress(Exception):  # the program may have ended already
+            getattr(each, "close", lambda: None)()
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -290,7 +290,8 @@ def _refine(options: argparse.Namespace) -> int:
     print(ranking_table(search.refine_minima(fmax=options.fmax, every_end=options.every_end), options.top))
     print()
     print(summary_text(summary(search.archive)))
-    return 0
+    failures = search.refinement_failures
+    return int(bool(failures) and all(failures))
 
 
 def _names(arguments: Sequence[str]) -> list[str]:

@@ -85,7 +85,11 @@ class Database(ABC):
                 yield connection.cursor()
             finally:
                 self.ase.connection = None
-                connection.close()  # what has not been committed by then is undone
+                # What has not been committed by then is undone, and the lock given back although the traceback of an
+                # error may keep a cursor for a while.
+                with suppress(Exception):
+                    connection.rollback()
+                connection.close()
 
     def rows(self, ids: list[int], include_data: bool = False) -> dict[int, Any]:
         """The rows with these ids, which lie close together."""

@@ -117,7 +117,7 @@ class Driver:
             while len(self._flying) < self.crew.slots and (job := self._next_job(max_calls)) is not None:
                 self._flying[self.crew.submit(job)] = job
             if self.stopping or self._spent(max_calls):
-                self._forget_lessons()
+                self._forget_what_waits()
             if not self._flying:
                 break
             self._collect()
@@ -163,8 +163,11 @@ class Driver:
             self._waiting[record.number] = record, end, starts.get(record.number)
 
     def stop(self) -> None:
-        """Begin nothing more; what is under way is finished."""
+        """Begin nothing more; what is under way is finished, what waits for a worker is not begun."""
         self.stopping = True
+        for future, job in list(self._flying.items()):
+            if self._is_lost_for_nothing(job):
+                future.cancel()
 
     def _open_generations(self, trials: int | None, max_calls: int | None) -> None:
         """Begin the generations that may know enough by now."""
@@ -273,6 +276,8 @@ class Driver:
         done, _ = wait(self._flying, timeout=patience, return_when=FIRST_COMPLETED)
         for future in sorted(done, key=lambda future: self._flying[future].first):
             job = self._flying.pop(future)
+            if self.stopping and future.cancelled():
+                continue
             if job.stage == "learn":
                 self._take_back_part(job, future)
                 continue
@@ -287,10 +292,15 @@ class Driver:
         self._close_generations()
         self._failures.check()
 
-    def _forget_lessons(self) -> None:
-        """Do not wait for parts of lessons that nobody has begun: nothing more will be sampled."""
-        for future in [each for each, job in self._flying.items() if job.stage == "learn" and each.cancel()]:
-            del self._flying[future]
+    def _forget_what_waits(self) -> None:
+        """Do not wait for what nobody has begun and nobody will miss."""
+        for future, job in list(self._flying.items()):
+            if self._is_lost_for_nothing(job) and future.cancel():
+                del self._flying[future]
+
+    def _is_lost_for_nothing(self, job: Job) -> bool:
+        """Parts of lessons, as nothing more will be sampled; of a search that stops all that has cost no force call."""
+        return job.stage == "learn" or (self.stopping and not any(trial.force_calls for trial in job.trials))
 
     def _take_back_part(self, job: Job, future: Future) -> None:
         """A part of a lesson comes back from the crew."""

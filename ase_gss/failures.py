@@ -11,7 +11,7 @@ class SearchError(RuntimeError):
 
 
 class Failures:
-    """Counts the trials that the calculator or a lost cell has ended.
+    """Counts the trials that the calculator, a lost cell or an error in the optimizer has ended.
 
     Parameters
     ----------
@@ -30,7 +30,8 @@ class Failures:
         if in_pieces_before or trial.ended in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET):
             return
         self._judged += 1
-        if trial.ended in (Ended.CALCULATOR, Ended.CELL):
+        broken = trial.ended is Ended.NOT_CONVERGED and trial.reason.startswith("optimizer: ")
+        if broken or trial.ended in (Ended.CALCULATOR, Ended.CELL):
             self._failed += 1
             self._last = f"{trial.ended}: {trial.reason}"
 

@@ -90,7 +90,7 @@ class _RecordedCalculator(CountedCalculator):
     """A counted calculator whose calls are noted before they are made."""
 
     def __init__(self, counted: CountedCalculator, recorder: FlightRecorder) -> None:
-        super().__init__(counted.calculator)
+        super().__init__(counted.calculator, counted.on_failure)
         self._recorder = recorder
 
     def calculate(self, *args: Any, **keywords: Any) -> None:

@@ -1,16 +1,20 @@
 """Physical forces: the one place where a calculator is called, counted, and where its failures are caught."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_gss.errors import InputError
 
 CalculatorFactory = Callable[[], Calculator]
+#: Results that are kept where nobody has asked for them.
+_KEPT = ("energy", "free_energy", "forces", "stress")
 
 
 class CalculatorFailure(RuntimeError):
@@ -20,13 +24,15 @@ class CalculatorFailure(RuntimeError):
 class CountedCalculator(Calculator):
     """Another calculator, its force calls counted and its failures turned into `CalculatorFailure`.
 
-    Every property that the calculator computes on the way is kept, so that energy and forces of one structure are
-    one force call; the stress, too, where it is asked for first.
+    Energy, forces and stress that the calculator computes on the way are kept, so that energy and forces of one
+    structure are one force call; the stress, too, where it is asked for first.
 
     Parameters
     ----------
     calculator : ase calculator
         The physical calculator.
+    on_failure : callable, optional
+        Called after each failure.
 
     Attributes
     ----------
@@ -36,9 +42,9 @@ class CountedCalculator(Calculator):
         Where it is a list, positions and forces (N, 3) of every call that has not failed are appended.
     """
 
-    def __init__(self, calculator: Calculator) -> None:
+    def __init__(self, calculator: Calculator, on_failure: Callable[[], None] | None = None) -> None:
         super().__init__()
-        self.calculator = calculator
+        self.calculator, self.on_failure = calculator, on_failure
         self.implemented_properties = list(calculator.implemented_properties)
         self.calls = 0
         self.visited: list[tuple[np.ndarray, np.ndarray]] | None = None
@@ -49,10 +55,9 @@ class CountedCalculator(Calculator):
         self.calls += 1
         wanted = dict.fromkeys(["energy", "forces", *(properties or [])])
         try:
-            # Copies: a calculator may use its arrays again for the next structure.
-            results = deepcopy(self._answer(list(wanted)))
+            results = _read(self._answer(list(wanted)), wanted, len(self.atoms))
         except Exception as error:  # whatever a foreign code raises ends one calculation, not the search
-            forget(self.calculator)
+            self._after_failure()
             reason = " ".join(str(error).split()) or "no message"
             raise CalculatorFailure(f"{type(error).__name__}: {reason}") from error
         for name, words in (
@@ -65,7 +70,7 @@ class CountedCalculator(Calculator):
             if name not in wanted:  # a stress that nobody may ever ask for
                 del results[name]
                 continue
-            forget(self.calculator)
+            self._after_failure()
             raise CalculatorFailure(f"the calculator returned {words} not finite")
         self.results = results
         if self.visited is not None:
@@ -87,6 +92,11 @@ class CountedCalculator(Calculator):
         """
         return self.calculator.calculate_batch(structures, stress)
 
+    def _after_failure(self) -> None:
+        forget(self.calculator)
+        if self.on_failure is not None:
+            self.on_failure()
+
     def _answer(self, wanted: list[str]) -> dict[str, Any]:
         """The properties `wanted`, and whatever else is known, of `atoms`."""
         # The dearest first: those that compute only what they are asked for bring the energy with it.
@@ -94,22 +104,47 @@ class CountedCalculator(Calculator):
         return {**self.calculator.results, **results}
 
 
+def _read(answer: dict[str, Any], wanted: dict[str, None], n_atoms: int) -> dict[str, Any]:
+    """What a calculator has answered, as numbers, and copied: it may use its arrays again for the next structure."""
+    results = {name: value for name, value in answer.items() if value is not None}
+    for name, shape in (("energy", ()), ("free_energy", ()), ("forces", (n_atoms, 3))):
+        if name in results:  # an energy may come as an array of one, forces as a list
+            results[name] = np.array(results[name], dtype=float).reshape(shape)[()]
+    if "free_energy" in wanted and "energy" in results:  # which some that list it do not give
+        results.setdefault("free_energy", results["energy"])
+    if "stress" in results:
+        stress = np.array(results["stress"], dtype=float)
+        results["stress"] = full_3x3_to_voigt_6_stress(stress) if stress.size == 9 else stress
+    if missing := [name for name in wanted if name not in results]:
+        raise ValueError(f"the calculator gives no {missing[0]}")
+    return {name: deepcopy(value) for name, value in results.items() if name in wanted or name in _KEPT}
+
+
 def forget(calculator: Any) -> None:
-    """Let a calculator forget what it has computed last; ASE's that read the files of a program have no `reset`."""
-    if hasattr(calculator, "reset"):
-        calculator.reset()
-    else:
-        calculator.atoms, calculator.results = None, {}
-    for each in parts_of(calculator):
-        forget(each)
+    """Let a calculator, and those that it is made of, forget what it has computed last."""
+    for each in whole_of(calculator):
+        if hasattr(each, "reset"):
+            each.reset()
+        else:  # as those of ASE that read the files of a program; GPAW's has nothing that could be set
+            for name, nothing in (("atoms", None), ("results", {})):
+                with suppress(AttributeError):
+                    setattr(each, name, nothing)
 
 
 def parts_of(calculator: Any) -> list[Any]:
-    """The calculators that a sum of ASE's is made of, or that another one holds as `calculator`; of any other none."""
-    if mixed := getattr(getattr(calculator, "mixer", None), "calcs", ()):
-        return list(mixed)
-    inner = getattr(calculator, "calculator", None)
-    return [inner] if hasattr(inner, "get_property") else []
+    """The calculators that this one holds, as a sum, a correction or a wrapper does; of any other none."""
+    values = [*getattr(calculator, "__dict__", {}).values(), getattr(getattr(calculator, "mixer", None), "calcs", None)]
+    held = [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
+    parts = {id(each): each for each in held if hasattr(each, "get_property") and not isinstance(each, type)}
+    return list(parts.values())
+
+
+def whole_of(calculator: Any) -> list[Any]:
+    """A calculator, its parts, and theirs."""
+    whole = [calculator]
+    for each in whole:  # which grows on the way
+        whole += [part for part in parts_of(each) if not any(part is other for other in whole)]
+    return whole
 
 
 def energy_and_forces(atoms: Atoms, positions: np.ndarray, calculator: CountedCalculator) -> tuple[float, np.ndarray]:

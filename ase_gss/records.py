@@ -143,8 +143,9 @@ def last_relaxed(records: Iterable[Record], below: int, most: int) -> list[int]:
 
 def text_of_reason(reason: str) -> str:
     """The text that stands in a row for this reason."""
-    # ase.db refuses an empty text, and PostgreSQL the character 0, which may stand in what a calculator has printed.
-    return reason.replace("\0", "") or "-"
+    # ase.db refuses an empty text, PostgreSQL the character 0, and both what is no character, as in the names of
+    # folders in another encoding: all may stand in what a calculator has printed.
+    return reason.replace("\0", "").encode("utf-8", "replace").decode("utf-8") or "-"
 
 
 def reason_of_values(values: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Tight relaxation of the distinct minima: what falls together is merged, what is no minimum is dropped."""
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
@@ -19,6 +20,8 @@ from ase_gss.verify import verify_minimum
 if TYPE_CHECKING:
     from ase_gss.found import Found
 
+_LOG = logging.getLogger(__name__)
+
 
 def refine(
     minima: MinimaList,
@@ -29,7 +32,7 @@ def refine(
     max_steps: int = 300,
     verify: bool = False,
     every_end: bool = False,
-) -> None:
+) -> list[str]:
     """Relax the representative of every minimum to `fmax`, or every end, and write it to the archive.
 
     Those already there, to the same fmax or a smaller one, are not relaxed again, so an interrupted refinement goes on
@@ -53,7 +56,14 @@ def refine(
         Check each for imaginary modes; a saddle point is pushed off along its mode and relaxed again. For molecules.
     every_end : bool
         The ends of all trials that came to a minimum: the comparison of a search takes some for one that are two.
+
+    Returns
+    -------
+    list of str
+        Of each that was relaxed now why its calculation has failed, empty where it has not. A warning says how many
+        have.
     """
+    failures: list[str] = []
     relax = partial(system.relax, refining=True, fmax=fmax, max_steps=max_steps)
     for number, atoms in _to_refine(minima, archive, every_end):
         earlier = archive.refined.get(number)
@@ -76,7 +86,11 @@ def refine(
             ended, reason = rejected
         verified = verify and ended is not Ended.CALCULATOR
         spent = refinement_calls, calculator.calls - refinement_calls
+        failures.append(reason if ended is Ended.CALCULATOR else "")
         archive.append_refined(Refined(number, outcome.frozen(end), ended, reason, fmax, verified, *spent))
+    if failed := [each for each in failures if each]:
+        _LOG.warning("%d of %d could not be refined, the last so: %s", len(failed), len(failures), failed[-1])
+    return failures
 
 
 def _to_refine(minima: MinimaList, archive: Archive, every_end: bool) -> Iterator[tuple[int, Atoms]]:

@@ -19,7 +19,7 @@ from ase_gss.minima import MinimaList
 from ase_gss.plan import Plan
 from ase_gss.refine import refine, refined_minima
 from ase_gss.schedule import NoiseSchedule
-from ase_gss.settings import check_order, keywords_to_refine
+from ase_gss.settings import check_calculator, check_order, keywords_to_refine
 from ase_gss.systems import choose_system
 from ase_gss.trial import Need, Trial
 from ase_gss.workers import crew_of
@@ -214,6 +214,7 @@ class GenerativeRSS:
         self._found = Found(self.archive)
         self._driver: Driver | None = None
         self._stopping = self._only_to_look_at = False
+        self.refinement_failures: list[str] = []
         self._observers: list[tuple[Callable, int, tuple, dict]] = []
         self.dried_up = False
 
@@ -234,6 +235,7 @@ class GenerativeRSS:
         settings = archive.metadata["settings"]
         keywords = keywords_to_refine(archive.name, settings, calculator)
         search = cls(settings["formula"], coupling="rss", verify=verify, **keywords)
+        check_calculator(archive.name, settings, search.plan.settings())
         search.archive, search._found, search._only_to_look_at = archive, Found(archive), True
         return search
 
@@ -363,10 +365,11 @@ class GenerativeRSS:
     def refine_minima(self, fmax: float = 0.005, max_steps: int = 300, every_end: bool = False) -> list[Atoms]:
         """Relax the distinct minima, or the ends of all trials, to `fmax` (eV/Å) and merge what falls together.
 
-        Those refined before are not repeated. The calls are counted apart. See :func:`ase_gss.refine.refine`.
+        Those refined before are not repeated, those whose calculation failed are. The calls are counted apart. See
+        :func:`ase_gss.refine.refine`.
         """
         try:
-            refine(
+            self.refinement_failures = refine(
                 self._found.minima,
                 self.archive,
                 self.system,

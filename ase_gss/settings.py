@@ -117,11 +117,38 @@ def check_order(archive: "Archive", plan: "Plan") -> None:
 
 def _check_parameters(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise where two calculators of a class are two potentials; what one of them does not state may be a default."""
-    if differ := sorted(key for key in before.keys() & now.keys() if before[key] != now[key]):
-        had, has = (", ".join(f"{key}={each[key]!r}" for key in differ) for each in (before, now))
+    if differ := _differences(before, now):
+        had, has = (", ".join(each) for each in zip(*differ, strict=True))
         raise InputError(
             f"{name} is of a search whose calculator has {had}, not {has}: give another database, or that calculator."
         )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
+    """What differs of what both state, part by part for calculators that are made of the same kinds of others."""
+    differ, parts = [], [each.get("parts", []) for each in (before, now)]
+    same_kinds = [each["name"] for each in parts[0]] == [each["name"] for each in parts[1]]
+    for key in sorted(before.keys() & now.keys()):
+        if key == "parts" and same_kinds:
+            for one, other in zip(*parts, strict=True):
+                differ += [(f"{had} in its parts", has) for had, has in _differences(one, other)]
+        elif before[key] != now[key]:
+            differ.append((f"{key}={before[key]!r}", f"{key}={now[key]!r}"))
+    return differ
+
+
+def check_calculator(name: str, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise where what a search with the settings `earlier` has found is to be refined with another potential.
+
+    Energies of the two would stand in one list.
+    """
+    used, given = earlier["calculator"], settings["calculator"]
+    if used != given and used in CALCULATORS:
+        raise InputError(
+            f"{name} is of a search with the calculator {used}, not {given}: refine it with that, and export its "
+            "minima to relax them with another one."
+        )
+    _check_parameters(name, *(each.get("calculator_parameters", {}) for each in (earlier, settings)))
 
 
 def keywords_to_refine(name: str, settings: dict[str, Any], calculator: Any = None) -> dict[str, Any]:

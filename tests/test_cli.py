@@ -120,6 +120,28 @@ def test_rank_export_and_refine_agree(database, tmp_path, capsys):
     assert "Refinement took" in capsys.readouterr().out
 
 
+def test_a_refinement_in_which_all_fails_is_no_success(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ase_gss_breaking.py").write_text(
+        "import os\n"
+        "from ase.calculators.lj import LennardJones\n"
+        "class Breaking(LennardJones):\n"
+        "    def calculate(self, *arguments, **keywords):\n"
+        "        super().calculate(*arguments, **keywords)\n"
+        "        if 'BREAK' in os.environ:\n"
+        "            raise OSError('lj: command not found')\n"
+    )
+    search = ["search", "Ar5", "-c", "ase_gss_breaking:Breaking", "--coupling", "rss", "--trials", "3", "-o", "x.db"]
+    assert main(search) == 0
+    monkeypatch.setenv("BREAK", "1")
+    assert main(["refine", "x.db"]) == 1
+    assert "could not be refined, the last so: OSError: lj: command not found" in caplog.text.replace(
+        "calculator: ", ""
+    )
+    monkeypatch.delenv("BREAK")
+    assert main(["refine", "x.db"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

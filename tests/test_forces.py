@@ -1,15 +1,26 @@
 """Counting and failing."""
 
+import threading
+
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
 from conftest import Harmonic
 
 from ase_gss.errors import InputError
-from ase_gss.forces import CalculatorFailure, CountedCalculator, energy_and_forces, energy_forces_and_stress
+from ase_gss.forces import (
+    CalculatorFailure,
+    CountedCalculator,
+    energy_and_forces,
+    energy_forces_and_stress,
+    forget,
+    whole_of,
+)
+from ase_gss.relax import hand_off
 
 
 def test_energy_and_forces_of_one_structure_are_one_call(water):
@@ -45,6 +56,75 @@ def test_what_a_calculator_raises_is_one_reason(water):
     with pytest.raises(CalculatorFailure, match="OSError: disk full"):
         energy_and_forces(water, water.positions, counted)
     assert counted.calls == 1
+
+
+class Odd(LennardJones):
+    """Answers in a manner of its own."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.results |= self.change(self.results)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda results: {"energy": np.array([results["energy"]])},
+        lambda results: {"energy": np.float32(results["energy"])},
+        lambda results: {"forces": results["forces"].tolist()},
+        lambda results: {"stress": None, "free_energy": None},
+        lambda results: {"log": threading.Lock()},
+    ],
+)
+def test_answers_are_taken_in_any_manner(water, change):
+    expected = energy_and_forces(water, water.positions, CountedCalculator(LennardJones()))
+    failures = []
+    counted = CountedCalculator(Odd(change), on_failure=lambda: failures.append(1))
+    energy, forces = energy_and_forces(water, water.positions, counted)
+    assert isinstance(energy, float)
+    assert energy == pytest.approx(expected[0], rel=1e-6)
+    np.testing.assert_allclose(forces, expected[1])
+    assert (counted.calls, failures) == (1, [])
+    water.calc = counted
+    assert hand_off(water, max_steps=3).failed is False
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda results: {"forces": None}, "gives no forces"),
+        (lambda results: {"energy": "low"}, "ValueError"),
+        (lambda results: {"forces": results["forces"][:2]}, "ValueError: cannot reshape"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_a_failure(water, change, reason):
+    failures = []
+    counted = CountedCalculator(Odd(change), on_failure=lambda: failures.append(1))
+    with pytest.raises(CalculatorFailure, match=reason):
+        energy_and_forces(water, water.positions, counted)
+    assert (counted.calls, failures) == (1, [1])
+
+
+def test_the_parts_of_a_calculator_are_found_whatever_they_are_called():
+    inner, other = LennardJones(), EMT()
+    outer = Odd(None)
+    outer.base, outer.more = SumCalculator([inner, other]), [outer]
+    assert whole_of(outer)[0] is outer
+    assert {id(each) for each in whole_of(outer)} == {id(each) for each in (outer, outer.base, inner, other)}
+    inner.results = {"energy": 1.0}
+    forget(outer)
+    assert inner.results == {}
+
+
+def test_a_calculator_in_which_nothing_can_be_set_is_left_as_it_is():
+    class Closed:
+        atoms, results = property(lambda self: None), property(lambda self: {"energy": 1.0})
+
+    forget(Closed())
 
 
 def test_not_finite_is_a_failure():

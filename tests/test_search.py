@@ -436,6 +436,79 @@ class Files(BaseCalculator):
         self.results = {name: lj.get_property(name, atoms) for name in self.implemented_properties}
 
 
+class Shell(LennardJones):
+    """A program that is kept running and goes for good with the first structure that it fails at."""
+
+    closed = 0
+
+    def __init__(self):
+        super().__init__()
+        self.gone = False
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.gone = self.gone or self.atoms.positions[0, 0] > 0.5
+        if self.gone:
+            raise BrokenPipeError
+
+    def close(self):
+        Shell.closed += 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_program_that_has_gone_is_started_again(workers):
+    search = rss(30, calculator=Shell, failure_limit=1.0, workers=workers)
+    ended = [str(record.ended) for record in search.archive.records]
+    failed = ended.count("calculator failed")
+    assert 0 < failed < 25
+    assert workers > 1 or Shell.closed >= failed - 1
+    once = rss(30, calculator=Shell(), failure_limit=1.0)  # nothing can be made anew of this one
+    assert [str(record.ended) for record in once.archive.records].count("calculator failed") > failed
+
+
+def test_a_search_is_refined_with_its_own_potential(tmp_path):
+    rss(2, calculator="lj", database=tmp_path / "x.db")
+    with pytest.raises(InputError, match="of a search with the calculator lj, not lennardjones: refine it with that"):
+        GenerativeRSS.resumed(tmp_path / "x.db", LennardJones())
+    rss(2, calculator=LennardJones(epsilon=0.5), database=tmp_path / "y.db")
+    GenerativeRSS.resumed(tmp_path / "y.db", LennardJones(epsilon=0.5)).refine_minima()
+    with pytest.raises(InputError, match=r"epsilon=0\.5, not epsilon=0\.1"):
+        GenerativeRSS.resumed(tmp_path / "y.db", LennardJones(epsilon=0.1))
+
+
+def test_a_refinement_that_fails_says_so(tmp_path, caplog):
+    rss(5, database=tmp_path / "x.db")
+    failing = GenerativeRSS.resumed(tmp_path / "x.db", Counting(fail=lambda call: True))
+    n_minima = len(failing.refine_minima())
+    assert len(failing.refinement_failures) == n_minima
+    assert f"{n_minima} of {n_minima} could not be refined, the last so: " in caplog.text
+    whole = GenerativeRSS.resumed(tmp_path / "x.db", Counting())
+    whole.refine_minima()
+    assert not any(whole.refinement_failures)
+
+
+def test_what_is_no_text_in_a_reason_costs_no_trial(tmp_path):
+    class Foreign(Counting):
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            if self.calls % 7 == 0:
+                raise RuntimeError("SCF: \udce9nergie")
+
+    search = rss(6, calculator=Foreign(), database=tmp_path / "x.db", failure_limit=1.0)
+    assert search.trials == 6
+    reasons = [record.reason for record in rss(calculator=Foreign(), database=tmp_path / "x.db").archive.records]
+    assert any("SCF: ?nergie" in reason for reason in reasons)
+
+
+def test_what_one_part_of_a_calculator_does_not_state_may_be_a_default():
+    def stated(**parameters):
+        return {"calculator_parameters": {"class": "Boxed", "parts": [{"name": "Vasp", **parameters}]}}
+
+    check_settings("x.db", stated(encut=400), stated(encut=400, nelm=200))
+    with pytest.raises(InputError, match=r"encut=400 in its parts, not encut=500"):
+        check_settings("x.db", stated(encut=400), stated(encut=500, nelm=200))
+
+
 def test_another_class_behind_the_same_function_is_another_calculator(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "ase_gss_changing.py"

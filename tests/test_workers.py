@@ -444,6 +444,35 @@ def energies_are_those_of_the_structures(trials):
         np.testing.assert_allclose(trial.atoms.get_forces(), again.get_forces(), atol=1e-9)
 
 
+class Corrected(EMT):
+    """A wrapper as users write them: the energies are those of another calculator, under a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = faulty.Program()
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {name: self.base.get_property(name, self.atoms) for name in ("energy", "forces")}
+
+
+def test_nor_do_those_inside_other_calculators(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = plan_for(Corrected())
+    with ThreadPoolExecutor(3) as threads:
+        runner = ForeignExecutor(plan, threads)
+        energies_are_those_of_the_structures(results(runner, [relaxation(plan, number) for number in range(6)]))
+    assert not (tmp_path / "answer.traj").exists()
+
+
+def test_a_search_that_stops_begins_nothing_that_waits(tmp_path):
+    search = GenerativeRSS("Cu4", faulty.slow, coupling="rss", workers=2)
+    search.attach(search.stop, 3)
+    search.run(trials=64)
+    # The third trial stops it. Two more may be under way by then, and each worker may have taken up one meanwhile.
+    assert 3 <= search.trials <= 6
+
+
 def test_programs_of_several_workers_do_not_mistake_one_anothers_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = plan_for(faulty.Program())
