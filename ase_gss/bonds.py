@@ -21,8 +21,8 @@ _LEAST_CONTACT_OF_METALS = 0.5
 _ROUNDS = 4
 # In H2 alone the radii count for so much more: its bond is 1.25 times as long as the sum of them.
 _DIHYDROGEN = 1.2
-# A toy has its atoms nearer than this, in units of the least contact: argon with the Lennard-Jones potential's own unit
-# of length 0.73. GFN2-xTB makes 0.93 of Ar2, 7 eV too low.
+# Two atoms alone are a toy only where they are nearer than this, in units of the least contact: argon with the
+# Lennard-Jones potential's own unit of length 0.73. GFN2-xTB makes 0.93 of Ar2, 7 eV too low.
 _TOY = 0.85
 _METALS = [*range(21, 31), *range(38, 49), *range(56, 81), *range(88, 113)]
 
@@ -101,7 +101,7 @@ def overlapping(atoms: Atoms) -> str | None:
     ratios = _relative_distances(atoms) / least
     np.fill_diagonal(ratios, np.inf)
     nearest = ratios.min(axis=1)
-    if nearest.min() >= 1 or nearest.max() < _TOY:
+    if nearest.min() >= 1 or nearest.max() < (_TOY if len(atoms) == 2 else 1):
         return None
     i, j = np.unravel_index(np.argmin(ratios), ratios.shape)
     return f"{atoms.symbols[i]} and {atoms.symbols[j]} lie on one another, {atoms.get_distance(i, j):.2f} Å apart"

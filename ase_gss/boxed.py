@@ -22,7 +22,7 @@ class BoxedCalculator(Calculator):
     cell : float or sequence of 3 floats
         Lengths of the box, Å.
     gap : float
-        Å that must remain between the molecule and its next image, or twice that to the walls.
+        Å that must remain between the molecule and its next image; half of it remains to each wall.
     pbc : bool
         Whether the box repeats; else its walls are where the calculator ends.
     moment : float
@@ -49,6 +49,8 @@ class BoxedCalculator(Calculator):
         pbc: bool = True,
         moment: float = 0.0,
     ) -> None:
+        if np.shape(cell) not in ((), (3,)):
+            raise InputError("The box is given by one length or by three, in Å: its sides are at right angles.")
         lengths = np.broadcast_to(np.asarray(cell, dtype=float), 3)
         if not (gap >= 0 and np.all(lengths > gap)):
             raise InputError(f"Each length of the box must be larger than the gap of {gap} Å, not {lengths.min()} Å.")
@@ -57,17 +59,18 @@ class BoxedCalculator(Calculator):
         self.implemented_properties = ["energy", "forces"]
 
     def calculate(self, atoms: Atoms | None = None, properties=None, system_changes=all_changes) -> None:
-        """Energy (eV) and forces (N, 3) in eV/Å of the molecule in its box."""
+        """Energy (eV) and forces (N, 3) in eV/Å of the molecule in its box; `InputError` where it has no room there."""
         super().calculate(atoms, properties, system_changes)
         boxed = Atoms(self.atoms.numbers, self.atoms.positions, cell=self.parameters.cell, pbc=self.parameters.pbc)
         length, room = np.ptp(boxed.positions, axis=0), self.parameters.cell - np.array(self.parameters.gap)
         if np.any(length > room):
             raise InputError(
-                f"A molecule of {length.max():.1f} Å leaves less than {self.parameters.gap} Å to its next image: give "
-                "a larger box."
+                f"A molecule of {length.max():.1f} Å leaves less than {self.parameters.gap} Å of the box: give a "
+                "larger one."
             )
         boxed.center()
         if self.parameters.moment:
             boxed.set_initial_magnetic_moments(np.full(len(boxed), self.parameters.moment / len(boxed)))
         boxed.calc = self.calculator
-        self.results = {"energy": boxed.get_potential_energy(), "forces": boxed.get_forces()}
+        forces = boxed.get_forces()  # first: many programs give no forces where only the energy is asked for
+        self.results = {"energy": boxed.get_potential_energy(), "forces": forces}

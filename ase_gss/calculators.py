@@ -294,10 +294,17 @@ class CalculatorSource:
         self._factory: CalculatorFactory | None = None
         self._made: Calculator | None = None
         self._failed = self._is_copy = False
+        self._failed_in_a_row = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what lives in this process only."""
-        return self.__dict__ | {"_factory": None, "_made": None, "_failed": False, "_is_copy": True}
+        return self.__dict__ | {
+            "_factory": None,
+            "_made": None,
+            "_failed": False,
+            "_failed_in_a_row": 0,
+            "_is_copy": True,
+        }
 
     def __call__(self) -> CountedCalculator:
         """One for a trial."""
@@ -305,11 +312,10 @@ class CalculatorSource:
             self._factory = self._resolved()
         if self.named:
             return CountedCalculator(self._factory())
-        if self._failed and self._made is not self.calculator:
-            # A program that is kept running may have gone for good with the structure that it failed at.
-            _close(self._made)
-            self._made = None
+        self._failed_in_a_row = self._failed_in_a_row + 1 if self._failed else 0
         self._failed = False
+        if self._failed_in_a_row > 1 and self._made is not self.calculator:
+            self._make_anew()
         if self._made is None:
             self._made = self._made_by_factory()
             if not hasattr(self._made, "get_property"):
@@ -327,8 +333,18 @@ class CalculatorSource:
         """What tells a calculator that was not given by its own name from others of its class, as far as it says so."""
         if self.named:
             return {}
-        calculator = self().calculator
-        return {**_stated(calculator), "class": type(calculator).__name__}
+        return stated_by(self().calculator)
+
+    def _make_anew(self) -> None:
+        """Another one instead of one that fails: its program may have gone for good with a structure it failed at."""
+        self._failed_in_a_row = 0
+        with contextlib.suppress(Exception):  # whatever keeps it from being made: the one that fails says what is wrong
+            another = self._factory()
+            if another is not self._made and hasattr(another, "get_property"):
+                _close(self._made)
+                self._made = another
+                if self._is_copy:
+                    _give_own_folder(another)
 
     def _made_by_factory(self) -> Calculator:
         try:
@@ -360,15 +376,21 @@ def calculator_source(calculator: Any, charge: int, multiplicity: int) -> tuple[
     return source, calculator if isinstance(calculator, str) else first.calculator.name
 
 
-def _stated(calculator: Any) -> dict[str, Any]:
-    """The parameters of a calculator, and of the parts of one that mixes others, with their weights."""
+def stated_by(calculator: Any) -> dict[str, Any]:
+    """What tells this calculator from others: its class, its parameters, and those of its parts."""
+    return {**_stated(calculator, ()), "class": type(calculator).__name__}
+
+
+def _stated(calculator: Any, owners: tuple[Any, ...]) -> dict[str, Any]:
+    """The parameters of a calculator, and of the parts of one that holds others, with the weights of a mixture."""
     parameters = getattr(calculator, "parameters", None)
     if not isinstance(parameters, Mapping):
         with contextlib.suppress(Exception):  # GPAW's are of a kind of its own
             parameters = parameters.todict()
     stated = _plain(dict(parameters) if isinstance(parameters, Mapping) else {})
-    if parts := parts_of(calculator):
-        stated["parts"] = [{"name": type(each).__name__, **_stated(each)} for each in parts]
+    owners = (*owners, calculator)
+    if parts := [each for each in parts_of(calculator) if not any(each is owner for owner in owners)]:
+        stated["parts"] = [{"name": type(each).__name__, **_stated(each, owners)} for each in parts]
         weights = getattr(getattr(calculator, "mixer", None), "weights", ())
         stated |= _plain({"weights": [float(each) for each in weights]})
     return stated

@@ -72,20 +72,31 @@ def opened(cell: np.ndarray, pbc: np.ndarray, positions: np.ndarray, gap: float)
         Å; wherever they are, they stay there.
     gap : float
         Å.
+
+    Returns
+    -------
+    ndarray, shape (3, 3)
+        Å.
     """
     wider = cell.copy()
     for axis in np.flatnonzero(~np.asarray(pbc)):
-        normal = _normal(cell, axis)
+        normal = normal_of(cell, axis)
         wider[axis] *= max(1.0, (np.ptp(positions @ normal) + gap) / (cell[axis] @ normal))
     return wider
 
 
 def without_vacuum(atoms: Atoms, gap: float) -> Atoms:
-    """The atoms in a cell that leaves `gap` (Å) in every direction that does not repeat, or in which more is empty."""
+    """The atoms, as they lie, in a cell with `gap` (Å) in every direction that does not repeat, or has more empty.
+
+    Returns
+    -------
+    Atoms
+        Periodic in all directions.
+    """
     tight = atoms.copy()
     scaled, cell = tight.cell.scaled_positions(tight.positions), atoms.cell.array.copy()
     for axis in range(3):
-        height = cell[axis] @ _normal(cell, axis)
+        height = cell[axis] @ normal_of(cell, axis)
         if atoms.pbc[axis]:
             within = np.sort(scaled[:, axis] % 1.0)
             rooms = np.diff(within, append=within[0] + 1.0)
@@ -93,13 +104,14 @@ def without_vacuum(atoms: Atoms, gap: float) -> Atoms:
                 continue
             # Counted from the first atom above the empty part; a hair less, for it is to stay the first.
             scaled[:, axis] = (scaled[:, axis] - within[(rooms.argmax() + 1) % len(within)] + 1e-9) % 1.0
-        tight.cell[axis] = cell[axis] * (np.ptp(scaled[:, axis]) + gap / height)
+        # At right angles to the others: where in the vacuum it leads to is arbitrary.
+        tight.cell[axis] = normal_of(cell, axis) * (np.ptp(scaled[:, axis]) * height + gap)
     tight.positions = scaled @ cell
     tight.pbc = True
     return tight
 
 
-def _normal(cell: np.ndarray, axis: int) -> np.ndarray:
+def normal_of(cell: np.ndarray, axis: int) -> np.ndarray:
     """Unit vector at right angles to the other two lattice vectors, on the side of this one."""
     inverse = np.linalg.inv(cell)[:, axis]
     return inverse / np.linalg.norm(inverse)

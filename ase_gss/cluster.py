@@ -70,12 +70,12 @@ class ForeignExecutor(Runner):
         WorkersError
             Where the executor is broken.
         """
-        future: Future = Future()
         message = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
         try:
             theirs = self._executor.submit(_perform, self._digests[job.stage], self._plans[job.stage], message)
         except BrokenExecutor as error:
             raise _broken(error) from error
+        future = _Forwarding(theirs)
         with self._all_done:
             self._waiting.add(future)
 
@@ -91,7 +91,6 @@ class ForeignExecutor(Runner):
                 self._all_done.notify_all()
 
         theirs.add_done_callback(hand_over)
-        future.add_done_callback(lambda ours: ours.cancelled() and theirs.cancel())
         return future
 
     def close(self) -> None:
@@ -111,6 +110,18 @@ class ForeignExecutor(Runner):
     def _disconnect(self) -> None:
         if isinstance(self._executor, _Scheduler):
             self._executor.close()
+
+
+class _Forwarding(Future):
+    """A future of ours for one of theirs: what is under way there cannot be cancelled here."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__()
+        self._theirs = theirs
+
+    def cancel(self) -> bool:
+        """Cancel it, where it has not begun."""
+        return bool(self._theirs.cancel()) and super().cancel()
 
 
 class _Scheduler:

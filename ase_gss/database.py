@@ -85,10 +85,7 @@ class Database(ABC):
                 yield connection.cursor()
             finally:
                 self.ase.connection = None
-                # What has not been committed by then is undone, and the lock given back although the traceback of an
-                # error may keep a cursor for a while.
-                with suppress(Exception):
-                    connection.rollback()
+                self._undo(connection)
                 connection.close()
 
     def rows(self, ids: list[int], include_data: bool = False) -> dict[int, Any]:
@@ -148,6 +145,9 @@ class Database(ABC):
     @abstractmethod
     def _connect(self) -> Any: ...
 
+    def _undo(self, connection: Any) -> None:  # noqa: B027 - nothing to do for most
+        """Undo what has not been committed, where closing the connection alone does not."""
+
     @abstractmethod
     def _begin(self, cursor: Any) -> None:
         """Wait until no other program writes, and keep it so."""
@@ -200,6 +200,11 @@ class SQLiteFile(Database):
         if row is None:
             raise self._refused("it lacks the settings of a search")
         return json.loads(row[0])
+
+    def _undo(self, connection: sqlite3.Connection) -> None:
+        # The traceback of an error may keep a cursor, and it the lock, for longer than the connection.
+        with suppress(sqlite3.Error):
+            connection.rollback()
 
     def _connect(self) -> sqlite3.Connection:
         # Never made anew in place of a file that is gone. Not read-only either: what a kill has left half written is

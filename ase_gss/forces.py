@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,6 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase_gss.errors import InputError
 
 CalculatorFactory = Callable[[], Calculator]
-#: Results that are kept where nobody has asked for them.
-_KEPT = ("energy", "free_energy", "forces", "stress")
 
 
 class CalculatorFailure(RuntimeError):
@@ -106,18 +105,40 @@ class CountedCalculator(Calculator):
 
 def _read(answer: dict[str, Any], wanted: dict[str, None], n_atoms: int) -> dict[str, Any]:
     """What a calculator has answered, as numbers, and copied: it may use its arrays again for the next structure."""
-    results = {name: value for name, value in answer.items() if value is not None}
-    for name, shape in (("energy", ()), ("free_energy", ()), ("forces", (n_atoms, 3))):
-        if name in results:  # an energy may come as an array of one, forces as a list
-            results[name] = np.array(results[name], dtype=float).reshape(shape)[()]
+    read = {"energy": _number, "free_energy": _number, "forces": partial(_vectors, n_atoms=n_atoms), "stress": _voigt}
+    results: dict[str, Any] = {}
+    for name in dict.fromkeys([*wanted, *read]):
+        if answer.get(name) is None:
+            continue
+        try:
+            results[name] = read.get(name, deepcopy)(answer[name])
+        except (TypeError, ValueError):
+            if name in wanted:
+                raise
     if "free_energy" in wanted and "energy" in results:  # which some that list it do not give
         results.setdefault("free_energy", results["energy"])
-    if "stress" in results:
-        stress = np.array(results["stress"], dtype=float)
-        results["stress"] = full_3x3_to_voigt_6_stress(stress) if stress.size == 9 else stress
     if missing := [name for name in wanted if name not in results]:
         raise ValueError(f"the calculator gives no {missing[0]}")
-    return {name: deepcopy(value) for name, value in results.items() if name in wanted or name in _KEPT}
+    return results
+
+
+def _number(value: Any) -> float:
+    """An energy, which may come as an array of one."""
+    return float(np.asarray(value, dtype=float).item())
+
+
+def _vectors(value: Any, n_atoms: int) -> np.ndarray:
+    """Forces (N, 3), which may come as a list or flat; another shape might be anything."""
+    forces = np.array(value, dtype=float)
+    if forces.shape not in ((n_atoms, 3), (3 * n_atoms,)):
+        raise ValueError(f"forces of the shape {forces.shape} for {n_atoms} atoms")
+    return forces.reshape(n_atoms, 3)
+
+
+def _voigt(value: Any) -> np.ndarray:
+    """A stress (6,), which may come as a matrix."""
+    stress = np.array(value, dtype=float)
+    return full_3x3_to_voigt_6_stress(stress.reshape(3, 3)) if stress.size == 9 else stress.reshape(6)
 
 
 def forget(calculator: Any) -> None:
@@ -135,15 +156,16 @@ def parts_of(calculator: Any) -> list[Any]:
     """The calculators that this one holds, as a sum, a correction or a wrapper does; of any other none."""
     values = [*getattr(calculator, "__dict__", {}).values(), getattr(getattr(calculator, "mixer", None), "calcs", None)]
     held = [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
-    parts = {id(each): each for each in held if hasattr(each, "get_property") and not isinstance(each, type)}
-    return list(parts.values())
+    return [each for each in held if hasattr(each, "get_property") and not isinstance(each, type)]
 
 
 def whole_of(calculator: Any) -> list[Any]:
     """A calculator, its parts, and theirs."""
     whole = [calculator]
     for each in whole:  # which grows on the way
-        whole += [part for part in parts_of(each) if not any(part is other for other in whole)]
+        for part in parts_of(each):
+            if not any(part is other for other in whole):
+                whole.append(part)
     return whole
 
 

@@ -24,6 +24,8 @@ from ase_gss.model_bfgs import ModelBFGS, bare_atoms
 
 #: The optimizer with the fewest force calls to a minimum, for molecules and crystals.
 DEFAULT_OPTIMIZER = "ModelBFGS"
+#: The reason of a relaxation that an error in the optimizer has ended begins so.
+OPTIMIZER_ERROR = "optimizer: "
 
 
 @dataclass
@@ -160,7 +162,7 @@ def hand_off(
         except InputError:  # the caller's mistake, and a ValueError
             raise
         except Exception as error:  # line searches, linear algebra, whatever an optimizer of the user's raises
-            reason = f"optimizer: {type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{OPTIMIZER_ERROR}{type(error).__name__}: {' '.join(str(error).split())}"
         steps = dynamics.nsteps
         if watch.last is None:
             return Relaxation(False, reason, steps, failed=failed)

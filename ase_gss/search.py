@@ -214,7 +214,7 @@ class GenerativeRSS:
         self._found = Found(self.archive)
         self._driver: Driver | None = None
         self._stopping = self._only_to_look_at = False
-        self.refinement_failures: list[str] = []
+        self.refinement_failures: list[str] = []  # of the last `refine_minima`: see `ase_gss.refine.refine`
         self._observers: list[tuple[Callable, int, tuple, dict]] = []
         self.dried_up = False
 
@@ -235,7 +235,7 @@ class GenerativeRSS:
         settings = archive.metadata["settings"]
         keywords = keywords_to_refine(archive.name, settings, calculator)
         search = cls(settings["formula"], coupling="rss", verify=verify, **keywords)
-        check_calculator(archive.name, settings, search.plan.settings())
+        check_calculator(archive.name, settings, search.plan)
         search.archive, search._found, search._only_to_look_at = archive, Found(archive), True
         return search
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_gss.calculators import CALCULATORS, takes_charge
+from ase_gss.calculators import CALCULATORS, stated_by, takes_charge
 from ase_gss.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,18 +137,22 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str,
     return differ
 
 
-def check_calculator(name: str, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+def check_calculator(name: str, earlier: dict[str, Any], plan: "Plan") -> None:
     """Raise where what a search with the settings `earlier` has found is to be refined with another potential.
 
-    Energies of the two would stand in one list.
+    Energies of the two would stand in one list. A search whose calculator was made by a function may be refined with
+    the same one by its name.
     """
-    used, given = earlier["calculator"], settings["calculator"]
-    if used != given and used in CALCULATORS:
+    used, given = earlier["calculator"], plan.calculator_name
+    made = plan.new_calculator().calculator
+    other = used in CALCULATORS or (":" not in used and used != made.name)
+    if used != given and other:
         raise InputError(
             f"{name} is of a search with the calculator {used}, not {given}: refine it with that, and export its "
             "minima to relax them with another one."
         )
-    _check_parameters(name, *(each.get("calculator_parameters", {}) for each in (earlier, settings)))
+    if used not in CALCULATORS:
+        _check_parameters(name, earlier.get("calculator_parameters", {}), stated_by(made))
 
 
 def keywords_to_refine(name: str, settings: dict[str, Any], calculator: Any = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import numpy as np
 from ase import Atoms
 
+from ase_gss.cell import normal_of
 from ase_gss.composition import formula_of
 from ase_gss.errors import InputError
 from ase_gss.random_cells import GROWTH, GROWTHS, TRIES, NoRoom, Surroundings, place
@@ -43,8 +44,7 @@ def random_in_region(
     if np.linalg.matrix_rank(template.cell[:2]) < 2:
         raise InputError("A template needs its first two cell vectors: they span the surface.")
     cell = np.array(template.cell.complete())
-    upward = np.linalg.inv(cell)[:, 2]
-    upward /= np.linalg.norm(upward)  # normal to the surface, on the side of the third vector
+    upward = normal_of(cell, 2)
     low, high = _default_region(template, numbers, upward) if region is None else map(float, region)
     if not (np.isfinite([low, high]).all() and low < high):
         raise InputError(f"The region from {low:g} to {high:g} Å is empty: give the lower height first.")

@@ -153,6 +153,8 @@ def test_what_lies_on_one_another_is_no_molecule():
     assert overlapping(Atoms("PCH", positions=[[0, 0, 0], [1.26, 0, 0], [1.26, 1.1, 0]]))
     # Lennard-Jones in its own units.
     assert overlapping(Atoms("Li3", positions=[[0, 0, 0], [1.12, 0, 0], [2.24, 0, 0]])) is None
+    for metal in ("Ni", "Cu", "B"):
+        assert overlapping(Atoms(f"{metal}3", positions=[[0, 0, 0], [1.12, 0, 0], [2.24, 0, 0]])) is None
     assert overlapping(Atoms("H")) is None
     # Two atoms each of which has the other so near are no toy: Ar2 as GFN2-xTB collapses it.
     assert "Ar" in overlapping(Atoms("Ar2", positions=[[0, 0, 0], [1.426, 0, 0]]))

@@ -37,6 +37,23 @@ def test_the_molecule_is_in_the_middle_and_energy_and_forces_are_its_own():
     np.testing.assert_allclose(middle, [6.0, 6.5, 7.0])
 
 
+def test_a_force_call_runs_a_program_once():
+    class OnlyWhatIsAsked(EMT):
+        runs = 0
+
+        def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+            OnlyWhatIsAsked.runs += 1
+            super().calculate(atoms, properties, system_changes)
+            if "forces" not in properties:
+                del self.results["forces"]
+
+    atoms = molecule("H2O")
+    atoms.calc = CountedCalculator(BoxedCalculator(OnlyWhatIsAsked(), 12.0))
+    atoms.get_potential_energy()
+    atoms.get_forces()
+    assert OnlyWhatIsAsked.runs == atoms.calc.calls == 1
+
+
 def test_a_radical_has_its_moment_and_walls_do_not_repeat():
     atoms, inner = molecule("CH3"), NeedsACell()
     atoms.calc = BoxedCalculator(inner, 10.0, pbc=False, moment=1.0)
@@ -48,10 +65,12 @@ def test_a_radical_has_its_moment_and_walls_do_not_repeat():
 def test_too_large_a_molecule_costs_its_trial_and_no_call():
     atoms, inner = molecule("trans-butane"), Harmonic(molecule("trans-butane").positions)
     calculator = CountedCalculator(BoxedCalculator(inner, 9.0))
-    with pytest.raises(CalculatorFailure, match=r"A molecule of \d\.\d Å leaves less than 6.0 Å"):
+    with pytest.raises(CalculatorFailure, match=r"A molecule of \d\.\d Å leaves less than 6.0 Å of the box"):
         energy_and_forces(atoms, atoms.positions, calculator)
     with pytest.raises(InputError, match="larger than the gap"):
         BoxedCalculator(inner, 5.0)
+    with pytest.raises(InputError, match="one length or by three"):
+        BoxedCalculator(inner, 10 * np.eye(3))
 
 
 def test_a_search_in_a_box_is_the_same_search():

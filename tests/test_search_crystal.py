@@ -9,6 +9,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, Hookean
+from ase.data import covalent_radii
 from ase.db import connect
 from ase.units import GPa
 from conftest import GaussianCrystalScore, Harmonic
@@ -410,19 +411,48 @@ def test_what_vacuum_a_cell_has_does_not_tell_what_is_one_minimum(refined):
             assert comparison.same(other_fcc, moved)
 
 
+@pytest.mark.parametrize("vacuum", [5.0, 15.0])
+@pytest.mark.parametrize("pbc", [(True, True, False), True])
+def test_a_skewed_vacuum_does_not_tell_turned_adsorbates_apart(vacuum, pbc):
+    def lying(angle):
+        atoms = fcc111("Cu", (4, 4, 2), vacuum=vacuum)
+        atoms.cell[2] += atoms.cell[0] / 8
+        atoms.pbc = pbc
+        middle = atoms.positions[16 + 5] + [0, 0, 2.0]
+        direction = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle)), 0])
+        atoms += Atoms("CO", [middle, middle + 1.15 * direction])
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0)
+        return atoms
+
+    comparison = comparison_of({"periodic": True, "template": "Cu32", "atoms": 34})
+    for angle in (60, 120, 180):
+        assert comparison.same(lying(0), lying(angle))
+    assert not comparison.same(lying(0), lying(30))
+
+
 def test_what_has_flown_off_or_lies_on_another_atom_is_no_minimum(slab):
     top = slab.positions[:, 2].max()
     flying = rss(4, "Cu2", "emt", template=slab, region=(top + 5.5, top + 6.0))
-    ends = {record.ended for record in flying.archive.records}
-    assert ends <= {Ended.FRAGMENTS, Ended.NOT_CONVERGED}
+    assert {record.ended for record in flying.archive.records} == {Ended.FRAGMENTS}
+    assert {record.reason for record in flying.archive.records} == {"2 atoms off the surface"}
     assert not flying.minima
-    reasons = [flying.archive.atoms_of(record.number) for record in flying.archive.records]
-    assert len(reasons) == 4
     surface = flying.plan.system
     close = slab + Atoms("Cu2", [[0, 0, top + 2.0], [0, 0, top + 2.1]])
     assert surface.rejects(close)[0] is Ended.COLLAPSED
     apart = slab + Atoms("Cu2", [[0, 0, top + 2.0], [0, 0, top + 4.5]])  # one on the other
     assert surface.rejects(apart) is None
+    touching = covalent_radii[13] + covalent_radii[29]
+    for gap, ended in ((2.4, None), (2.6, Ended.FRAGMENTS)):
+        above = slab + Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]])
+        above.positions[8:] += slab.positions[np.argmax(slab.positions[:, 2])] + [0, 0, touching + gap]
+        assert (surface.rejects(above) or [None])[0] is ended
+    slab.set_constraint(FixAtoms(range(7)))
+    loose = rss(formula="Cu2", template=slab).plan.system
+    lifted = slab + Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]])
+    lifted.cell[2, 2] += 30.0
+    lifted.positions[7, 2] += 12.0
+    lifted.positions[8:] += lifted.positions[7] + [0, 0, 2.5]
+    assert loose.rejects(lifted)[0] is Ended.FRAGMENTS
 
 
 def test_other_boundaries_are_another_search(slab, tmp_path):

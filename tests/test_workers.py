@@ -465,6 +465,27 @@ def test_nor_do_those_inside_other_calculators(tmp_path, monkeypatch):
     assert not (tmp_path / "answer.traj").exists()
 
 
+def test_what_is_under_way_elsewhere_when_a_search_stops_counts():
+    made = []
+
+    class Noted(EMT):
+        def calculate(self, *arguments, **keywords):
+            made.append(1)
+            time.sleep(0.002)
+            super().calculate(*arguments, **keywords)
+
+        def __reduce__(self):
+            return Noted, ()
+
+    globals()["Noted"], Noted.__qualname__ = Noted, "Noted"
+    with ThreadPoolExecutor(4) as threads:
+        search = GenerativeRSS("Cu4", Noted(), coupling="rss", executor=threads)
+        search.attach(search.stop, 3)
+        search.run(trials=64)
+    assert 3 <= search.trials < 64
+    assert search.force_calls == len(made)
+
+
 def test_a_search_that_stops_begins_nothing_that_waits(tmp_path):
     search = GenerativeRSS("Cu4", faulty.slow, coupling="rss", workers=2)
     search.attach(search.stop, 3)

@@ -145,14 +145,14 @@ class Surface:
         """How a trial with this end has ended where it is not one of those looked for."""
         if reason := short_contact(atoms):
             return Ended.COLLAPSED, reason
-        if flown := np.count_nonzero(~_held(atoms, len(self.template))):
+        if flown := np.count_nonzero(~_held(atoms, ~self._free)):
             return Ended.FRAGMENTS, f"{flown} atom{'s' if flown > 1 else ''} off the surface"
         return None
 
 
-def _held(atoms: Atoms, n_template: int) -> np.ndarray:
-    """Mask (N,) of the atoms that are, by way of others perhaps, near one of the first `n_template`."""
+def _held(atoms: Atoms, fixed: np.ndarray) -> np.ndarray:
+    """Mask (N,) of the atoms that are, by way of others perhaps, near one of those that are `fixed` (N,)."""
     first, second = neighbour_list("ij", atoms, covalent_radii[atoms.numbers] + _DESORBED / 2)
     near = coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms)))
     _, part = connected_components(near, directed=False)
-    return np.isin(part, part[:n_template])
+    return np.isin(part, part[fixed])
