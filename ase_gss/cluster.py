@@ -80,7 +80,8 @@ class ForeignExecutor(Runner):
             self._waiting.add(future)
 
         def hand_over(done: Any) -> None:
-            # It may have been cancelled while it waited; theirs is then running for nobody.
+            if getattr(done, "cancelled", bool)():
+                Future.cancel(future)
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(done.result())
