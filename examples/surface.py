@@ -12,6 +12,7 @@ if __name__ == "__main__":
     top = slab.positions[:, 2].max()
     search = GenerativeRSS("Cu4", calculator="emt", template=slab, region=(top + 1, top + 4), seed=0)
     search.run(max_calls=1000)
+    lowest = search.minima[0].get_potential_energy()
     for atoms in search.minima:
-        print(f"{atoms.get_potential_energy():.4f} eV, {atoms.info['hits']} hits")
+        print(f"{atoms.get_potential_energy() - lowest:.4f} eV above the lowest, {atoms.info['hits']} hits")
     write("surface.traj", search.minima)
