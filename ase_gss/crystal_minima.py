@@ -132,9 +132,10 @@ class CrystalComparison:
         """Fingerprint of a crystal whose cell has this energy in eV."""
         if atoms.cell.rank < 3:
             raise InputError("A crystal needs three lattice vectors: set the cell, or compare molecules by Comparison.")
-        bare = Atoms(atoms.numbers, cell=atoms.cell, scaled_positions=atoms.get_scaled_positions(), pbc=True)
         if self.surface:
             bare = without_vacuum(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc), _LAYER_SPACING)
+        else:
+            bare = Atoms(atoms.numbers, cell=atoms.cell, scaled_positions=atoms.get_scaled_positions(), pbc=True)
         volume = bare.get_volume()
         return CrystalFingerprint(
             energy=float(energy),

@@ -8,13 +8,11 @@ import errno
 import json
 import os
 import sqlite3
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from ase.db import connect
@@ -30,12 +28,13 @@ SCHEMA = 3
 PATIENCE = 60.0
 
 #: What is in a database beside ase.db's own tables. The index keeps any trial from being written twice.
-_OWN_TABLES = (
+OWN_TABLES = (
     "CREATE UNIQUE INDEX IF NOT EXISTS trial_once ON number_key_values (value) WHERE key = 'trial'",
     "CREATE TABLE IF NOT EXISTS reservations (first INTEGER PRIMARY KEY, stop INTEGER, owner TEXT, host TEXT, "
     "process TEXT, heartbeat DOUBLE PRECISION)",
 )
-_AGAIN = "start the search again, it goes on from the last trial that was written"
+#: What there is to do where something has gone wrong.
+AGAIN = "start the search again, it goes on from the last trial that was written"
 
 
 class ArchiveError(RuntimeError):
@@ -101,20 +100,20 @@ class Database(ABC):
         """A cursor to write with, while no other program writes; all of it is written, or nothing."""
         with self.reading() as cursor:
             self._begin(cursor)
-            (text,) = _metadata_row(cursor)
+            (text,) = metadata_row(cursor)
             if json.loads(text)["schema"] < SCHEMA:
-                for statement in _OWN_TABLES:
+                for statement in OWN_TABLES:
                     cursor.execute(statement)
-                _write_metadata(cursor, {**json.loads(text), "schema": SCHEMA})
+                write_metadata(cursor, {**json.loads(text), "schema": SCHEMA})
             yield cursor
             self.ase.connection.commit()
 
     def merge_metadata(self, values: dict[str, Any]) -> dict[str, Any]:
         """Write these values into the metadata; returns all of it."""
         with self.transaction() as cursor:
-            (text,) = _metadata_row(cursor)
+            (text,) = metadata_row(cursor)
             merged = {**json.loads(text), **values, "schema": SCHEMA}
-            _write_metadata(cursor, merged)
+            write_metadata(cursor, merged)
         return merged
 
     def mark(self, key: str, wanted: dict[int, int]) -> None:
@@ -176,7 +175,7 @@ class SQLiteFile(Database):
                     ase = connect(unfinished, type="db", use_lock_file=False)
                     ase.connection, ase.change_count = connection, 0
                     ase.metadata = {**metadata, "schema": SCHEMA}
-                    for statement in _OWN_TABLES:
+                    for statement in OWN_TABLES:
                         connection.execute(statement)
                     connection.commit()
                 return _move_without_overwriting(unfinished, self._path)
@@ -192,7 +191,7 @@ class SQLiteFile(Database):
             return None
         try:
             with closing(self._connect()) as connection:
-                row = _metadata_row(connection.cursor())
+                row = metadata_row(connection.cursor())
         except sqlite3.DatabaseError as error:
             if _code(error) in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB):
                 raise self._refused(str(error)) from error
@@ -221,100 +220,22 @@ class SQLiteFile(Database):
             yield
         except (sqlite3.Error, OSError) as error:
             if not os.path.exists(self._path.parent):
-                raise ArchiveError(f"{self.name} is gone, its folder included: put it back, and {_AGAIN}.") from error
+                raise ArchiveError(f"{self.name} is gone, its folder included: put it back, and {AGAIN}.") from error
             raise ArchiveError(_sqlite_sentence(self.name, error)) from error
-
-
-class PostgreSQLServer(Database):
-    """A database on a server; it holds one search, or one in each schema (`?options=-csearch_path=...`)."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            import ase_db_backends.postgresql
-            import psycopg2
-        except ImportError as error:
-            raise InputError(
-                "A database on a PostgreSQL server needs ase-db-backends: pip install 'ase-gss[postgresql]'."
-            ) from error
-        super().__init__(_without_password(url), url, "postgresql")
-        self._error: type[Exception] = psycopg2.Error
-        self._wrapped = ase_db_backends.postgresql.Connection
-        self._url, self._driver, self._reached = url, psycopg2, False
-
-    def make(self, metadata: dict[str, Any]) -> bool:
-        """Make its tables. The metadata come last: without them and without rows it counts as not made."""
-        with self.reading() as cursor:
-            # ase.db commits as soon as it has made its tables, and two at once would fail: the lock is the session's.
-            cursor.execute("SELECT pg_advisory_lock(hashtext('ase-gss makes a database'))")
-            if _search_on_server(cursor) is not None:
-                return False
-            self.ase.metadata = {}
-            for statement in _OWN_TABLES:
-                cursor.execute(statement)
-            _write_metadata(cursor, {**metadata, "schema": SCHEMA})
-            self.ase.connection.commit()
-            return True
-
-    def metadata(self) -> dict[str, Any] | None:
-        """Its metadata; tables of others are refused."""
-        try:
-            with self.reading() as cursor:
-                if (found := _search_on_server(cursor)) is not None:
-                    return found
-                cursor.execute("SELECT to_regclass('systems')")
-                if cursor.fetchone()[0] is not None:
-                    cursor.execute("SELECT count(*) FROM systems")
-                    if cursor.fetchone()[0]:
-                        raise self._refused("it lacks the settings of a search")
-        except ArchiveError as error:
-            raise InputError(str(error)) from error
-        return None
-
-    def _connect(self) -> Any:
-        give_up = time.monotonic() + PATIENCE
-        while True:
-            try:
-                connection = self._driver.connect(self._url)
-                break
-            except self._driver.OperationalError as error:
-                # A server that was there before is perhaps only being started again.
-                if not self._reached or time.monotonic() > give_up:
-                    raise ArchiveError(
-                        f"The server of {self.name} cannot be reached ({_first_line(error)}): start it, or give its "
-                        "right address."
-                    ) from error
-                time.sleep(1.0)
-        self._reached = True
-        return self._wrapped(connection)
-
-    def _begin(self, cursor: Any) -> None:
-        cursor.execute(f"SET LOCAL lock_timeout = {round(PATIENCE * 1000)}")
-        # ase.db takes the id of a new row from the sequence, which another writer could have moved on. And as ids then
-        # grow in the order of the commits, those who read on from the last id they know miss nothing.
-        cursor.execute("LOCK TABLE systems IN SHARE ROW EXCLUSIVE MODE")
-
-    @contextmanager
-    def _faults(self) -> Iterator[None]:
-        try:
-            yield
-        except self._error as error:
-            raise ArchiveError(_postgresql_sentence(self.name, error)) from error
 
 
 def database_at(path: str) -> Database:
     """The database in the file `path`, or at this URL, ``postgresql://user:password@host:port/database``."""
-    return PostgreSQLServer(path) if is_url(path) else SQLiteFile(path)
+    if not is_url(path):
+        return SQLiteFile(path)
+    from ase_gss.postgresql import PostgreSQLServer  # which is made of what stands here
+
+    return PostgreSQLServer(path)
 
 
 def is_url(path: str) -> bool:
     """Whether it names a server and not a file."""
     return path.startswith(("postgresql://", "postgres://"))
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
 
 
 def trials_among(cursor: Any, numbers: Sequence[int]) -> set[int]:
@@ -330,20 +251,14 @@ def as_dict(column: Any) -> dict[str, Any]:
     return column if isinstance(column, dict) else json.loads(column)
 
 
-def _metadata_row(cursor: Any) -> tuple[str] | None:
+def metadata_row(cursor: Any) -> tuple[str] | None:
+    """The row with the metadata."""
     cursor.execute("SELECT value FROM information WHERE name = 'metadata'")
     return cursor.fetchone()
 
 
-def _search_on_server(cursor: Any) -> dict[str, Any] | None:
-    """Metadata of the search there, None where there is none."""
-    cursor.execute("SELECT to_regclass('information')")
-    row = None if cursor.fetchone()[0] is None else _metadata_row(cursor)
-    found = {} if row is None else json.loads(row[0])
-    return found if "schema" in found else None
-
-
-def _write_metadata(cursor: Any, metadata: dict[str, Any]) -> None:
+def write_metadata(cursor: Any, metadata: dict[str, Any]) -> None:
+    """Write them all anew."""
     cursor.execute("UPDATE information SET value = ? WHERE name = 'metadata'", (json.dumps(metadata),))
 
 
@@ -373,32 +288,15 @@ def _sqlite_sentence(name: str, error: sqlite3.Error | OSError) -> str:
     else:
         code = _code(error)
     if code == sqlite3.SQLITE_CANTOPEN and not os.path.exists(name):
-        return f"{name} is gone, or its folder is read-only: see to it, and {_AGAIN}."
+        return f"{name} is gone, or its folder is read-only: see to it, and {AGAIN}."
     if code == sqlite3.SQLITE_FULL:
-        return f"{name} cannot be written, as the disk is full: free some space and {_AGAIN}."
+        return f"{name} cannot be written, as the disk is full: free some space and {AGAIN}."
     if code == sqlite3.SQLITE_IOERR:
-        return f"{name} cannot be written ({error}), perhaps as the disk or a quota is full: see to it and {_AGAIN}."
+        return f"{name} cannot be written ({error}), perhaps as the disk or a quota is full: see to it and {AGAIN}."
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return f"{name} cannot be opened or written ({error}): make the file and its folder writable, or give another."
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return f"{name} was locked by another program for more than {PATIENCE:g} s: end that program and {_AGAIN}."
+        return f"{name} was locked by another program for more than {PATIENCE:g} s: end that program and {AGAIN}."
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return f"{name} is damaged ({error}): go back to a copy, or save what is left with `sqlite3 {name} .recover`."
     return f"{name} cannot be read or written: {error}."
-
-
-def _postgresql_sentence(name: str, error: Exception) -> str:
-    code, reason = getattr(error, "pgcode", None), _first_line(error)
-    if code == "53100":
-        return f"{name} cannot be written, as the disk of the server is full: free some space and {_AGAIN}."
-    if code in ("25006", "42501"):
-        return f"{name} cannot be written ({reason}): give a user that may write it, or another database."
-    if code == "55P03":
-        return f"{name} was locked by another program for more than {PATIENCE:g} s: end that program and {_AGAIN}."
-    if code is None or code.startswith(("08", "57P")):
-        return f"The connection to {name} was lost ({reason}): when the server is there again, {_AGAIN}."
-    return f"{name} cannot be read or written: {reason}."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

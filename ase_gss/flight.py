@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from ase_gss.calculators import CalculatorSource
+from ase_gss.calculator_source import CalculatorSource
 from ase_gss.forces import CountedCalculator
 from ase_gss.plan import Plan
 from ase_gss.systems import System

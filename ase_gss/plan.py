@@ -9,7 +9,8 @@ import numpy as np
 from ase import Atoms
 
 from ase_gss.batch import check_batches
-from ase_gss.calculators import calculator_source, check_elements, takes_charge
+from ase_gss.calculator_source import calculator_source
+from ase_gss.calculators import check_elements, takes_charge
 from ase_gss.composition import same_composition, spin_multiplicity
 from ase_gss.coupling import Coupling, default_schedule, get_coupling
 from ase_gss.errors import InputError

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_gss.calculators import CALCULATORS, stated_by, takes_charge
+from ase_gss.calculator_source import stated_by
+from ase_gss.calculators import CALCULATORS, takes_charge
 from ase_gss.errors import InputError
 
 if TYPE_CHECKING:

@@ -50,7 +50,8 @@ from peers import PEERS, run_peer
 from ase_gss import GenerativeRSS
 from ase_gss.archive import Archive
 from ase_gss.bonds import is_connected, overlapping
-from ase_gss.calculators import calculator_factory, calculator_source
+from ase_gss.calculator_source import calculator_source
+from ase_gss.calculators import calculator_factory
 from ase_gss.completeness import predict_new
 from ase_gss.composition import parse_formula, spin_multiplicity
 from ase_gss.coupling import Mi

@@ -9,7 +9,7 @@ from faulty import Program
 
 from ase_gss import GenerativeRSS, InputError
 from ase_gss.boxed import BoxedCalculator
-from ase_gss.calculators import CalculatorSource
+from ase_gss.calculator_source import CalculatorSource
 from ase_gss.forces import CalculatorFailure, CountedCalculator, energy_and_forces
 
 

@@ -14,7 +14,8 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 from ase.spacegroup import crystal
 
 from ase_gss import calculators
-from ase_gss.calculators import CALCULATORS, calculator_factory, calculator_source, check_elements, known_elements
+from ase_gss.calculator_source import calculator_source
+from ase_gss.calculators import CALCULATORS, calculator_factory, check_elements, known_elements
 from ase_gss.errors import InputError
 from ase_gss.forces import CalculatorFailure, energy_and_forces
 

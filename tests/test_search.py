@@ -20,7 +20,7 @@ from ase.db import connect
 from conftest import GaussianScore
 
 from ase_gss import GenerativeRSS, InputError, calculators
-from ase_gss.calculators import CalculatorSource
+from ase_gss.calculator_source import CalculatorSource
 from ase_gss.coupling import Langevin, Mn
 from ase_gss.database import ArchiveError
 from ase_gss.found import Found

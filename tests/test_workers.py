@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 
-from ase_gss.calculators import calculator_source
+from ase_gss.calculator_source import calculator_source
 from ase_gss.errors import InputError
 from ase_gss.forces import energy_and_forces
 from ase_gss.schedule import ConstantNoise, Schedule
