@@ -1,28 +1,27 @@
 """The driver: trials in generations, through sampler and hand-off, whoever does the work, until the budget is spent."""
 
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from itertools import count
 
 import numpy as np
 from ase import Atoms
 
+from ase_gss.agenda import Agenda
 from ase_gss.archive import Archive, Record
 from ase_gss.budget import Expectation
 from ase_gss.failures import Failures, SearchError
 from ase_gss.found import Found
 from ase_gss.generation import LAG, Generation, known_before
 from ase_gss.ledger import GENERATION
-from ase_gss.lesson import Learned, Lessons
+from ase_gss.lesson import Lessons
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
 from ase_gss.trial import Ended, Need, Trial
 from ase_gss.workers import Job, Runner, WorkerLost, WorkersError
 from ase_gss.worth import SecondLooks
 
-_LOG = logging.getLogger(__name__)
 #: Finished trials wait at most so long (s) for others to be written with them; one write costs about 20 ms.
 WRITE_INTERVAL = 0.5
 #: So many generations without a force call mean that this search meets nothing new; an adaptive one needs patience.
@@ -30,9 +29,6 @@ IDLE_GENERATIONS, ADAPTIVE_IDLE_GENERATIONS = 20, 60
 
 #: So often (s) what has become free elsewhere is looked for.
 PATIENCE = 60.0
-#: Where the budget is good for fewer trials that cost force calls, no more is sampled in advance: what costs none would
-#: be finished, what does would not, and the estimates of what is unseen would lean to the former.
-_PLENTY = LAG * GENERATION
 
 
 class Driver:
@@ -72,8 +68,6 @@ class Driver:
         self.recognise = recognise
         self.stopping = False
         self._written = written
-        self._told = 0
-        self._open: list[Generation] = []
         self._flying: dict[Future, Job] = {}
         self._finished: list[Trial] = []
         done = archive.numbers
@@ -84,6 +78,7 @@ class Driver:
         self._last_write = time.monotonic()
         self._failures, self._expected = Failures(failure_limit), Expectation()
         self._expected.learn(archive.records)
+        self._agenda = Agenda(plan, crew.slots, self._expected, self._known_ends)
         self._lessons = Lessons(plan.learns, plan.settles_at_once, archive, self.found.ledger)
 
     @property
@@ -96,8 +91,7 @@ class Driver:
     def unwritten(self) -> Iterator[Trial]:
         """The trials that are begun, but not in the archive yet."""
         yield from self._finished
-        for generation in self._open:
-            yield from generation.trials.values()
+        yield from self._agenda.trials
 
     @property
     def force_calls(self) -> int:
@@ -125,7 +119,7 @@ class Driver:
             self._give_up("the force calls were used up before its relaxation")
         elif self.stopping:  # what a worker that was lost has left
             self._give_up("the search was stopped before its relaxation")
-        self._open = []
+        self._agenda.generations = []
         self.flush()
         self._read_others()  # what others wrote last counts in the list and in the marks, too
         self._take_up()  # nothing is under way any more: gaps hold nobody back
@@ -150,9 +144,8 @@ class Driver:
 
     def keep_ended(self) -> None:
         """After an interrupt: trials that have ended inside a job that never came back count, too."""
-        for generation in self._open:
-            self._finished += [trial for trial in generation.trials.values() if trial.needs is Need.NOTHING]
-        self._open = []
+        self._finished += [trial for trial in self._agenda.trials if trial.needs is Need.NOTHING]
+        self._agenda.generations = []
 
     def _wait(self, records: Iterable[Record]) -> None:
         """Keep what is written until all that comes before it is."""
@@ -173,8 +166,8 @@ class Driver:
         """Begin the generations that may know enough by now."""
         while not (self.stopping or self.dried_up or self._spent(max_calls)):
             limits = [] if trials is None else [trials]
-            if self._open:  # no generation that would have to know these
-                limits.append((self._open[0].index + LAG) * GENERATION)
+            if under_way := self._agenda.generations:  # no generation that would have to know these
+                limits.append((under_way[0].index + LAG) * GENERATION)
             self._read_others()
             numbers = self.archive.reserve(GENERATION, min(limits, default=None))
             if not numbers:
@@ -192,79 +185,18 @@ class Driver:
             unsampled = [trial.number for trial in begun if trial.number not in ready]
             by_number = {trial.number: trial for trial in begun}
             lesson = self._lessons.for_trials(begun)
-            self._open.append(Generation(index, by_number, unsampled, ready, familiarity, second_looks, lesson))
-            self._open.sort(key=lambda generation: generation.index)
+            self._agenda.add(Generation(index, by_number, unsampled, ready, familiarity, second_looks, lesson))
 
     def _next_job(self, max_calls: int | None) -> Job | None:
-        """What is to be done next: lessons, hand-offs in their order, and sampling before they run out."""
+        """What is to be done next; None where that is nothing, or has to wait for what is under way."""
         if self._spent(max_calls):
             return None
         if self.stopping:
-            return self._last_job()
-        left = (
-            None if max_calls is None else max_calls - self.force_calls - self._expected.of_jobs(self._flying.values())
-        )
-        if left is not None and left <= 0 and self._flying:
-            return None
-        for generation in self._open:  # their trials wait for it
-            if generation.lesson is not None and (part := generation.lesson.next_part()) is not None:
-                if generation.lesson.number != self._told:  # once for all its parts
-                    self._told = generation.lesson.number
-                    _LOG.info("learning from the first %d trials", self._told)
-                return Job("learn", (), part=part)
-        n_ready = sum(len(generation.ready) for generation in self._open)
-        if n_ready < self.crew.slots and (waiting := [each for each in self._open if each.may_be_sampled]):
-            spoken_for = self._expected.of_trial * n_ready
-            return self._sampling_job(waiting, left if left is None else left - spoken_for)
-        for generation in self._open:
-            if generation.ready:
-                return self._relaxation_job(generation, left)
-        return None
-
-    def _last_job(self) -> Job | None:
-        """Once nothing more is begun: the hand-off of what has been sampled for force calls, which else were lost."""
-        for generation in self._open:
-            for number in generation.ready:
-                if (trial := generation.trials[number]).force_calls:
-                    generation.ready.remove(number)
-                    return Job("relax", (trial,), self._known_ends(generation))
-        return None
-
-    def _relaxation_job(self, generation: Generation, left: int | None) -> Job:
-        """The next hand-off; with batches all that wait, as far as the budget (force calls) is good for them."""
-        size = len(generation.ready) if left is None else self._expected.affordable(left)
-        if self.plan.batch == 1 or generation.ready[0] in generation.alone:
-            size = 1
-        # Those that are to be alone come first or later, each in its turn, but not with others.
-        together = [number for number in generation.ready if size == 1 or number not in generation.alone][:size]
-        for number in together:
-            generation.ready.remove(number)
-        return Job("relax", tuple(generation.trials[number] for number in together), self._known_ends(generation))
-
-    def _sampling_job(self, waiting: Sequence[Generation], left: int | None) -> Job:
-        """All that is not sampled of the first of these, as far as the budget (force calls) is good for it.
-
-        With nobody else to work, and where sampling costs no force calls, the others come along as long as they know
-        the same lesson: what goes through the network together is cheaper, and is the same as alone.
-        """
-        first = waiting[0]
-        if alone := [number for number in first.unsampled if number in first.alone]:
-            trials = [first.trials[alone[0]]]
-        else:
-            trials = [first.trials[number] for number in first.unsampled]
-            sampling = max(trial.walk.sampling_force_calls for trial in trials)
-            if sampling and left is not None:
-                trials = trials[: self._expected.affordable(left, sampling)]
-            if self.crew.slots == 1 and not sampling and (left is None or self._expected.affordable(left) > _PLENTY):
-                others = [each for each in waiting[1:] if each.lesson is first.lesson and not each.alone]
-                trials += [each.trials[number] for each in others for number in each.unsampled]
-        for trial in trials:
-            self._generation_of(trial.number).unsampled.remove(trial.number)
-        learned = None if first.lesson is None else first.lesson.learned
-        if learned is not None and not any(trial.learned for trial in trials):
-            # Networks travel only with those that take them.
-            learned = Learned((), learned.forces) if any(trial.settles for trial in trials) else None
-        return Job("sample", tuple(trials), learned=learned)
+            return self._agenda.last_job()
+        if max_calls is None:
+            return self._agenda.next_job(None)
+        left = max_calls - self.force_calls - self._expected.of_jobs(self._flying.values())
+        return None if left <= 0 and self._flying else self._agenda.next_job(left)
 
     def _known_ends(self, generation: Generation) -> KnownEnds | None:
         """What relaxations of this generation may be recognised to head for."""
@@ -304,7 +236,7 @@ class Driver:
 
     def _take_back_part(self, job: Job, future: Future) -> None:
         """A part of a lesson comes back from the crew."""
-        lesson = next(each.lesson for each in self._open if each.lesson and each.lesson.number == job.part.lesson)
+        lesson = self._agenda.lesson(job.part.lesson)
         try:
             lesson.take_back(job.part, future.result())
         except WorkerLost as lost:
@@ -317,7 +249,7 @@ class Driver:
 
     def _take_back(self, trial: Trial, job: Job) -> None:
         """A trial comes back from the crew."""
-        generation = self._generation_of(trial.number)
+        generation = self._agenda.generation_of(trial.number)
         generation.trials[trial.number] = trial
         if job.stage == "sample" and trial.needs is Need.RELAXATION:
             generation.alone.discard(trial.number)
@@ -366,19 +298,16 @@ class Driver:
                 trial.end(Ended.CALCULATOR, lost.reason)
             elif striker is None:
                 # Who it was is not known: one at a time it will show.
-                self._generation_of(trial.number).alone.add(trial.number)
+                self._agenda.generation_of(trial.number).alone.add(trial.number)
             trials.append(trial)
         return trials
 
     def _close_generations(self) -> None:
         """Let go of the generations that are complete."""
-        for generation in [each for each in self._open if not each.trials]:
+        for generation in [each for each in self._agenda.generations if not each.trials]:
             self.flush()
-            self._open.remove(generation)
+            self._agenda.generations.remove(generation)
             self._take_up()
-
-    def _generation_of(self, number: int) -> Generation:
-        return next(generation for generation in self._open if number in generation.trials)
 
     def _read_others(self) -> None:
         """Take up what other searches on this database have written."""
@@ -386,8 +315,7 @@ class Driver:
 
     def _take_up(self) -> None:
         """Learn from what is written, in the order of the trials: nothing that follows an unfinished one."""
-        unfinished = [number for generation in self._open for number in generation.trials]
-        frontier = min(unfinished, default=None)
+        frontier = min((trial.number for trial in self._agenda.trials), default=None)
         for number in sorted(self._waiting):
             if frontier is not None and number > frontier:
                 break
@@ -395,11 +323,10 @@ class Driver:
 
     def _give_up(self, reason: str) -> None:
         """Of the trials that are not finished keep only those that have cost force calls."""
-        for generation in self._open:
-            for trial in generation.trials.values():
-                if trial.force_calls:
-                    trial.end(Ended.BUDGET, reason)
-                    self._finished.append(trial)
+        for trial in self._agenda.trials:
+            if trial.force_calls:
+                trial.end(Ended.BUDGET, reason)
+                self._finished.append(trial)
 
     def _spent(self, max_calls: int | None) -> bool:
         return max_calls is not None and self.force_calls >= max_calls

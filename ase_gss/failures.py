@@ -1,6 +1,5 @@
 """The share of trials that fail: where it is large, not the structures are at fault, but the set-up."""
 
-from ase_gss.relax import OPTIMIZER_ERROR
 from ase_gss.trial import Ended, Trial
 
 #: The share means something from so many trials on.
@@ -12,7 +11,7 @@ class SearchError(RuntimeError):
 
 
 class Failures:
-    """Counts the trials that the calculator, a lost cell or an error in the optimizer has ended.
+    """Counts the trials that the calculator, an error in the optimizer or a lost cell has ended.
 
     Parameters
     ----------
@@ -31,8 +30,7 @@ class Failures:
         if in_pieces_before or trial.ended in (Ended.KNOWN, Ended.FAMILIAR, Ended.BUDGET):
             return
         self._judged += 1
-        broken = trial.ended is Ended.NOT_CONVERGED and trial.reason.startswith(OPTIMIZER_ERROR)
-        if broken or trial.ended in (Ended.CALCULATOR, Ended.CELL):
+        if trial.ended.is_failure or trial.ended is Ended.CELL:
             self._failed += 1
             self._last = f"{trial.ended}: {trial.reason}"
 

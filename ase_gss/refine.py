@@ -81,12 +81,12 @@ def refine(
             if verification.failed:
                 ended = Ended.CALCULATOR
             elif reason:
-                ended = _judge(outcome) if not outcome.converged else Ended.SADDLE
+                ended = Ended.SADDLE if outcome.converged else _judge(outcome)
         if ended is Ended.MINIMUM and (rejected := system.rejects(end)):
             ended, reason = rejected
-        verified = verify and ended is not Ended.CALCULATOR
+        verified = verify and not ended.is_failure
         spent = refinement_calls, calculator.calls - refinement_calls
-        failures.append(reason if ended is Ended.CALCULATOR else "")
+        failures.append(reason if ended.is_failure else "")
         archive.append_refined(Refined(number, outcome.frozen(end), ended, reason, fmax, verified, *spent))
     if failed := [each for each in failures if each]:
         _LOG.warning("%d of %d could not be refined, the last so: %s", len(failed), len(failures), failed[-1])
@@ -105,6 +105,8 @@ def _to_refine(minima: MinimaList, archive: Archive, every_end: bool) -> Iterato
 def _judge(outcome: Relaxation) -> Ended:
     if outcome.failed:
         return Ended.CALCULATOR
+    if outcome.optimizer_failed:
+        return Ended.OPTIMIZER
     return Ended.MINIMUM if outcome.converged else Ended.NOT_CONVERGED
 
 

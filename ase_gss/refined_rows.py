@@ -21,7 +21,8 @@ class Refined:
     atoms : Atoms
         With energy and forces where they are known.
     ended : Ended
-        MINIMUM; NOT_CONVERGED or CALCULATOR where it is to be tried again; FRAGMENTS or SADDLE where it is no minimum.
+        MINIMUM; NOT_CONVERGED, CALCULATOR or OPTIMIZER where it is to be tried again; FRAGMENTS or SADDLE where it is
+        no minimum.
     reason : str
         Why it is none; empty where it is one.
     fmax : float

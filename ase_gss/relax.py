@@ -24,8 +24,6 @@ from ase_gss.model_bfgs import ModelBFGS, bare_atoms
 
 #: The optimizer with the fewest force calls to a minimum, for molecules and crystals.
 DEFAULT_OPTIMIZER = "ModelBFGS"
-#: The reason of a relaxation that an error in the optimizer has ended begins so.
-OPTIMIZER_ERROR = "optimizer: "
 
 
 @dataclass
@@ -50,6 +48,8 @@ class Relaxation:
         caller's the forces on the cell included.
     failed : bool
         Whether it was the calculator that ended the relaxation.
+    optimizer_failed : bool
+        Whether it was an error in the optimizer.
     stress : ndarray, shape (6,), or None
         Stress (eV/Å3; Voigt order xx, yy, zz, yz, xz, xy; negative under compression) there as the calculator gives
         it. None where the cell was not relaxed.
@@ -64,6 +64,7 @@ class Relaxation:
     forces: np.ndarray | None = None
     fmax: float | None = None
     failed: bool = False
+    optimizer_failed: bool = False
     stress: np.ndarray | None = None
     enthalpy: float | None = None
 
@@ -133,7 +134,8 @@ def hand_off(
         if reason := cell_out_of_bounds(bare):
             return Relaxation(False, reason, 0)
         atoms = FrechetCellFilter(bare, scalar_pressure=pressure)
-    make, own, reason, failed = optimizer_class(optimizer), bare.calc, "", False
+    make, own, reason = optimizer_class(optimizer), bare.calc, ""
+    failed = optimizer_failed = False
     bare.calc = watch = _Watch(own if isinstance(own, CountedCalculator) else CountedCalculator(own), moving_cell)
 
     def cell_converged(gradient: np.ndarray | None = None) -> bool:
@@ -162,10 +164,11 @@ def hand_off(
         except InputError:  # the caller's mistake, and a ValueError
             raise
         except Exception as error:  # line searches, linear algebra, whatever an optimizer of the user's raises
-            reason = f"{OPTIMIZER_ERROR}{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"optimizer: {type(error).__name__}: {' '.join(str(error).split())}"
+            optimizer_failed = True
         steps = dynamics.nsteps
         if watch.last is None:
-            return Relaxation(False, reason, steps, failed=failed)
+            return Relaxation(False, reason, steps, failed=failed, optimizer_failed=optimizer_failed)
         watch.rewind(bare)
         optimizable = atoms.__ase_optimizable__()
         if moving_cell:
@@ -176,7 +179,7 @@ def hand_off(
         if not reason and not converged:
             reason = f"not converged after {steps} steps"
         energy, forces = float(watch.results["energy"]), np.array(watch.results["forces"])
-        outcome = Relaxation(not reason, reason, steps, energy, forces, largest, failed)
+        outcome = Relaxation(not reason, reason, steps, energy, forces, largest, failed, optimizer_failed)
         if moving_cell:
             outcome.stress = bare.get_stress(apply_constraint=False)
             outcome.enthalpy = energy + pressure * bare.get_volume()

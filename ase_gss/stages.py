@@ -124,6 +124,8 @@ def _relax(trial: Trial, plan: Plan, known: KnownEnds | None, calculator: Counte
     ended, reason = Ended.MINIMUM, ""
     if outcome.failed:
         ended, reason = Ended.CALCULATOR, outcome.reason
+    elif outcome.optimizer_failed:
+        ended, reason = Ended.OPTIMIZER, outcome.reason
     elif giving_up is not None and giving_up.recognised is not None:
         ended, reason, trial.known = Ended.HEADING, outcome.reason, giving_up.recognised
     elif giving_up is not None and giving_up.too_high:

@@ -26,7 +26,13 @@ class Ended(StrEnum):
     CELL = "cell out of bounds"
     COLLAPSED = "collapsed"
     CALCULATOR = "calculator failed"
+    OPTIMIZER = "optimizer failed"
     BUDGET = "out of budget"
+
+    @property
+    def is_failure(self) -> bool:
+        """Of the tools: it says nothing of the structure."""
+        return self in (Ended.CALCULATOR, Ended.OPTIMIZER)
 
 
 class Need(StrEnum):

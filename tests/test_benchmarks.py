@@ -273,7 +273,9 @@ def test_run_and_report(tmp_path, monkeypatch, capsys):
     if importlib.util.find_spec("matplotlib"):
         words += ["--plot", str(tmp_path / "curves.svg")]
     command(*words)
-    assert "| basin-hopping | 2 |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| basin-hopping | 2 |" in out
+    assert "Without imaginary mode: 1 of 1 that were checked within 5 eV" in out
     text = readme.read_text()
     assert "| Cu3 |" in text
     assert "old" not in text
@@ -290,7 +292,9 @@ def test_run_and_report(tmp_path, monkeypatch, capsys):
     # What was counted is kept: the figures need the runs no more, but what they count by.
     for path in [*tmp_path.glob("Cu3_*"), *tmp_path.glob("refined/*")]:
         path.unlink()
+    capsys.readouterr()
     command("report", "--budgets", "50", "100", "--readme", str(readme))
+    assert "Without imaginary mode: 1 of 1 that were checked" in capsys.readouterr().out
     assert (tmp_path / "curves.csv").read_text().splitlines() == rows
     assert readme.read_text() == text
     (tmp_path / "reference_Cu3.extxyz").unlink()

@@ -11,6 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.lj import LennardJones
+from ase.optimize import BFGS
 from conftest import GaussianScore, Harmonic
 
 from ase_gss import GenerativeRSS
@@ -38,6 +39,13 @@ class Failing(Argon):
         if (abs(atoms.positions).sum() * 1e4) % 1 < self.share:
             raise RuntimeError("no convergence")
         super().calculate(atoms, properties, system_changes)
+
+
+class Stuck(BFGS):
+    """Takes no step."""
+
+    def step(self, gradient=None):
+        raise RuntimeError("line search failed")
 
 
 def search(database=None, calculator=Argon, **keywords):
@@ -150,6 +158,13 @@ def test_a_wrong_set_up_ends_the_search_with_its_reason():
     with pytest.raises(SearchError, match="no convergence"):
         broken.run(trials=112)
     assert 20 <= broken.trials < 60
+
+
+def test_an_optimizer_that_raises_is_told_from_a_calculator_that_fails():
+    stuck = search(optimizer=Stuck, coupling="rss")
+    with pytest.raises(SearchError, match="optimizer failed: optimizer: RuntimeError: line search failed"):
+        stuck.run(trials=112)
+    assert "optimizer failed" in {str(record.ended) for record in stuck.archive.records}
 
 
 def test_with_a_higher_limit_it_goes_on():
