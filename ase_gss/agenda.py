@@ -50,6 +50,14 @@ class Agenda:
         self.generations.append(generation)
         self.generations.sort(key=lambda each: each.index)
 
+    def remove(self, generation: Generation) -> None:
+        """Let go of one that is complete."""
+        self.generations.remove(generation)
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self.generations.clear()
+
     @property
     def trials(self) -> Iterator[Trial]:
         """The trials that are begun and not finished."""
@@ -65,9 +73,12 @@ class Agenda:
         return next(each.lesson for each in self.generations if each.lesson and each.lesson.number == number)
 
     def next_job(self, left: float | None) -> Job | None:
-        """What is to be done next, with so many force calls left (None: without an end); None where all is under way.
+        """What is to be done next, which then waits no more; None where all is under way.
 
-        Its trials wait for it no more.
+        Parameters
+        ----------
+        left : float or None
+            Force calls that what is under way is expected to leave; None without an end.
         """
         for generation in self.generations:  # their trials wait for it
             if generation.lesson is not None and (part := generation.lesson.next_part()) is not None:

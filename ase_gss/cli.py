@@ -199,8 +199,8 @@ class _OnBar(logging.Handler):
 
 @contextmanager
 def _told_on(bar: "tqdm") -> Iterator[None]:
-    """Let the bar show what the driver says."""
-    log, handler = logging.getLogger("ase_gss.driver"), _OnBar(bar)
+    """Let the bar show what the search says of its agenda."""
+    log, handler = logging.getLogger("ase_gss.agenda"), _OnBar(bar)
     before, log.propagate = (log.level, log.propagate), False
     log.setLevel(logging.INFO)
     log.addHandler(handler)

@@ -119,7 +119,7 @@ class Driver:
             self._give_up("the force calls were used up before its relaxation")
         elif self.stopping:  # what a worker that was lost has left
             self._give_up("the search was stopped before its relaxation")
-        self._agenda.generations = []
+        self._agenda.clear()
         self.flush()
         self._read_others()  # what others wrote last counts in the list and in the marks, too
         self._take_up()  # nothing is under way any more: gaps hold nobody back
@@ -145,7 +145,7 @@ class Driver:
     def keep_ended(self) -> None:
         """After an interrupt: trials that have ended inside a job that never came back count, too."""
         self._finished += [trial for trial in self._agenda.trials if trial.needs is Need.NOTHING]
-        self._agenda.generations = []
+        self._agenda.clear()
 
     def _wait(self, records: Iterable[Record]) -> None:
         """Keep what is written until all that comes before it is."""
@@ -306,7 +306,7 @@ class Driver:
         """Let go of the generations that are complete."""
         for generation in [each for each in self._agenda.generations if not each.trials]:
             self.flush()
-            self._agenda.generations.remove(generation)
+            self._agenda.remove(generation)
             self._take_up()
 
     def _read_others(self) -> None:

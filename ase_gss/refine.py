@@ -60,8 +60,8 @@ def refine(
     Returns
     -------
     list of str
-        Of each that was relaxed now why its calculation has failed, empty where it has not. A warning says how many
-        have.
+        Of each that was relaxed now why its calculation, or the optimizer, has failed, empty where none has. A warning
+        says how many have.
     """
     failures: list[str] = []
     relax = partial(system.relax, refining=True, fmax=fmax, max_steps=max_steps)

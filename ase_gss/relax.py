@@ -48,13 +48,13 @@ class Relaxation:
         caller's the forces on the cell included.
     failed : bool
         Whether it was the calculator that ended the relaxation.
-    optimizer_failed : bool
-        Whether it was an error in the optimizer.
     stress : ndarray, shape (6,), or None
         Stress (eV/Å3; Voigt order xx, yy, zz, yz, xz, xy; negative under compression) there as the calculator gives
         it. None where the cell was not relaxed.
     enthalpy : float or None
         Energy plus pressure times volume (eV); None where the cell was not relaxed.
+    optimizer_failed : bool
+        Whether it was an error in the optimizer that ended the relaxation.
     """
 
     converged: bool
@@ -64,9 +64,9 @@ class Relaxation:
     forces: np.ndarray | None = None
     fmax: float | None = None
     failed: bool = False
-    optimizer_failed: bool = False
     stress: np.ndarray | None = None
     enthalpy: float | None = None
+    optimizer_failed: bool = False
 
     def frozen(self, atoms: Atoms) -> Atoms:
         """Copy of the relaxed atoms that carries this energy, these forces and this stress instead of a calculator."""
@@ -179,7 +179,8 @@ def hand_off(
         if not reason and not converged:
             reason = f"not converged after {steps} steps"
         energy, forces = float(watch.results["energy"]), np.array(watch.results["forces"])
-        outcome = Relaxation(not reason, reason, steps, energy, forces, largest, failed, optimizer_failed)
+        outcome = Relaxation(not reason, reason, steps, energy, forces, largest, failed)
+        outcome.optimizer_failed = optimizer_failed
         if moving_cell:
             outcome.stress = bare.get_stress(apply_constraint=False)
             outcome.enthalpy = energy + pressure * bare.get_volume()

@@ -365,8 +365,8 @@ class GenerativeRSS:
     def refine_minima(self, fmax: float = 0.005, max_steps: int = 300, every_end: bool = False) -> list[Atoms]:
         """Relax the distinct minima, or the ends of all trials, to `fmax` (eV/Å) and merge what falls together.
 
-        Those refined before are not repeated, those whose calculation failed are. The calls are counted apart. See
-        :func:`ase_gss.refine.refine`.
+        Those refined before are not repeated, those whose calculation, or optimizer, failed are. The calls are counted
+        apart. See :func:`ase_gss.refine.refine`.
         """
         try:
             self.refinement_failures = refine(

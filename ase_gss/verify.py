@@ -61,7 +61,7 @@ class Verification:
     calls : int
         Force calls.
     failed : bool
-        The calculator failed, so that it is not known whether they are.
+        The calculator failed, so that it is not known whether they are; nor is it where `relaxation.optimizer_failed`.
     """
 
     is_minimum: bool

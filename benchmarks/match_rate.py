@@ -287,7 +287,7 @@ class Recovery:
             for record in records
             if record.number < self.options.trials
         ]
-        if all(trial["ended"] == Ended.CALCULATOR for trial in trials):
+        if all(Ended(trial["ended"]).is_failure for trial in trials):
             failure = failure or f"every trial: {search.archive.records[-1].reason}"
         nothing = {"given": False, "relaxed": False, "lower": False, "ended": "", "energy": None, "force_calls": 0}
         return {"trials": trials + [nothing] * (self.options.trials - len(trials)), "failure": failure}

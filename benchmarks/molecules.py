@@ -4,6 +4,7 @@
     python benchmarks/molecules.py run --folder F --systems C3H6O C4H6O --methods gss rss diffusion --seeds 5 \
         --max-calls 40000 --processes 2
     python benchmarks/molecules.py report --folder F --plot molecules.svg
+    python benchmarks/molecules.py modes --folder F --number 100
 
 `run` searches each system with each method and seed and refines what was found. What was interrupted goes on: a search
 where it stopped, a peer's run from its beginning. With more calls or seeds it goes on from what there is.
@@ -22,6 +23,9 @@ calls random search needs for the same number (linear interpolation of the mean 
 the other, its trials being independent; standard error from those of both counts, random search's by the jackknife over
 its seeds; ">" where all of them together have not got there); and how often the 90 % interval for the number of new
 minima in the next 100 trials held.
+
+`modes` counts the imaginary modes of some pooled minima of each system, for a relaxation to 0.005 eV/Å may end on a
+ridge. The numbers stay with the minima, and `report` has a line on them.
 """
 
 import argparse
@@ -284,7 +288,11 @@ def refine_end(end: End, new_calculator: Callable[[], CountedCalculator]) -> Ato
 
 def _key(end: End) -> str:
     """Of this end and no other: peers run from their beginning again where they are given more calls."""
-    return hashlib.sha1(f"{end.number}{np.round(end.atoms.positions, 3) + 0.0}".encode()).hexdigest()[:16]
+    return _hash(f"{end.number}{np.round(end.atoms.positions, 3) + 0.0}")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha1(text.encode()).hexdigest()[:16]
 
 
 def refined_ends(run: Run, ends: Sequence[End]) -> list[tuple[End, Atoms]]:
@@ -421,24 +429,9 @@ class Pool:
         """Whether each is within a window (eV) of the lowest."""
         return self.energies - self.energies.min(initial=np.inf) < window
 
-    def check_modes(self, within: np.ndarray, number: int, new_calculator: Callable[[], CountedCalculator]) -> None:
-        """Count the imaginary modes of so many of the minima within the window (a mask), drawn at random.
-
-        What is known stays in `info`, with -1 where the calculator has failed.
-        """
-        for index in np.random.default_rng(0).permutation(np.flatnonzero(within))[:number]:
-            frame = self.frames[index]
-            if "imaginary" in frame.info:
-                continue
-            atoms = Atoms(frame.numbers, positions=frame.positions)
-            atoms.calc = new_calculator()
-            try:
-                frame.info["imaginary"] = vibrations(atoms).imaginary()
-            except CalculatorFailure:
-                frame.info["imaginary"] = -1
-
+    @property
     def modes(self) -> np.ndarray:
-        """Imaginary modes of each; -1 where they are not known."""
+        """Imaginary modes of each as `check_modes` has counted them; -1 where it has not."""
         return np.array([frame.info.get("imaginary", -1) for frame in self.frames], dtype=int)
 
     def save(self) -> None:
@@ -734,8 +727,6 @@ def evaluate(
     runs: Sequence[Run],
     records: dict[str, dict[str, Any]],
     budgets: Sequence[int],
-    new_calculator: Callable[[], CountedCalculator],
-    check_modes: int = 0,
 ) -> dict[str, Any]:
     """Everything that is reported on one system; the minima of the runs are taken up into its reference set.
 
@@ -748,10 +739,6 @@ def evaluate(
     records : dict
         By their names all runs, also those without files; is brought up to date.
     budgets : sequence of int
-        As on the command line.
-    new_calculator : callable
-        Makes the calculator for the vibrations.
-    check_modes : int
         As on the command line.
     """
     pool = Pool(folder / f"reference_{formula}.extxyz")
@@ -767,7 +754,6 @@ def evaluate(
         each.first, each.recovered = (_moved(calls, where) for calls in (each.first, each.recovered))
     counted.sort(key=lambda each: ([*METHODS, *PEERS].index(each.run.method), each.run.seed))
     records.update({each.run.name: each.as_record() for each in counted})
-    pool.check_modes(pool.within(WINDOWS[0]), check_modes, new_calculator)
     pool.save()
     by_method: dict[str, list[Counted]] = {}
     for each in counted:
@@ -784,8 +770,8 @@ def evaluate(
             "limit": each.limit,
             **each.state,
         }
-    if np.any(pool.modes() >= 0):
-        facts["modes"] = _modes(by_method, pool.modes(), pool.within(WINDOWS[0]))
+    if np.any(pool.modes >= 0):
+        facts["modes"] = _modes(by_method, pool.modes, pool.within(WINDOWS[0]))
     facts["energies"] = (pool.energies - pool.energies.min(initial=np.inf)).tolist()
     return facts
 
@@ -903,12 +889,16 @@ def tables(facts: dict[str, Any], window: float) -> str:
         if curves["random_search"]:
             long = [f"{_with_error(row)} for {_spaced(row['calls'])}" for row in curves["random_search"]]
             lines += ["", f"Random search, its seeds one after the other: {', '.join(long)}."]
-        if modes := system.get("modes"):
-            met = [f"{m} {each['metastable']:.1f} of {each['checked']:.1f}" for m, each in modes["methods"].items()]
+        if "modes" in system and window == WINDOWS[0]:
+            modes = system["modes"]
+            met = [
+                f"{method} {each['metastable']:.1f} of {each['checked']:.1f}"
+                for method, each in modes["methods"].items()
+            ]
             lines += [
                 "",
-                f"Without imaginary mode: {modes['metastable']} of {modes['checked']} that were checked within "
-                f"{WINDOWS[0]:g} eV; of these have met, in all their calls: {', '.join(met)}.",
+                f"Without imaginary mode: {modes['metastable']} of the {modes['checked']} that were checked. Of those "
+                f"that a run has met, on the mean over seeds: {', '.join(met)}.",
             ]
     return "\n".join(lines).strip()
 
@@ -1035,16 +1025,7 @@ def report(options: argparse.Namespace) -> None:
     if not chosen:
         raise SystemExit(f"There are no runs in {options.folder}.")
     facts = {
-        formula: evaluate(
-            folder,
-            formula,
-            groups.get(formula, []),
-            records,
-            options.budgets,
-            Run(folder, formula, "gss", 0, options.calculator).new_calculator,
-            options.check_modes,
-        )
-        for formula in chosen
+        formula: evaluate(folder, formula, groups.get(formula, []), records, options.budgets) for formula in chosen
     }
     _replace(kept, lambda part: part.write_text(json.dumps(_without_nan(records))))
     (options.folder / "report.json").write_text(json.dumps(_without_nan(facts), indent=1))
@@ -1058,6 +1039,34 @@ def report(options: argparse.Namespace) -> None:
         from plots import draw_curves
 
         draw_curves(facts, options.windows[0], options.plot)
+
+
+def check_modes(options: argparse.Namespace) -> None:
+    """The command `modes`.
+
+    Those to check are drawn by their positions, so that more minima hardly change the draw. What is known stays in
+    `info`, as `imaginary`; where the calculator has failed it is tried again.
+    """
+    for path in sorted(options.folder.glob("reference_*.extxyz")):
+        formula = path.stem.removeprefix("reference_")
+        if options.systems and formula not in options.systems:
+            continue
+        run, frames = Run(options.folder, formula, "gss", 0, options.calculator), read(path, ":")
+        energies = np.array([atoms.get_potential_energy() for atoms in frames])
+        within = [atoms for atoms in frames if atoms.get_potential_energy() - energies.min() < WINDOWS[0]]
+        chosen = sorted(within, key=lambda atoms: _hash(f"{np.round(atoms.positions, 3) + 0.0}"))[: options.number]
+        unknown = [atoms for atoms in chosen if "imaginary" not in atoms.info]
+        for done, atoms in enumerate(unknown, start=1):
+            there = Atoms(atoms.numbers, positions=atoms.positions)
+            there.calc = run.new_calculator()
+            try:
+                atoms.info["imaginary"] = vibrations(there).imaginary()
+            except CalculatorFailure as failure:
+                print(f"{formula}: {failure}", flush=True)
+            if done % 20 == 0 or atoms is unknown[-1]:
+                _replace(path, lambda part, frames=frames: write(part, frames, format="extxyz"))
+        known = [atoms.info["imaginary"] for atoms in chosen if "imaginary" in atoms.info]
+        print(f"{formula}: {known.count(0)} of {len(known)} without imaginary mode", flush=True)
 
 
 def main() -> None:
@@ -1079,12 +1088,13 @@ def main() -> None:
     reporter.add_argument(
         "--windows", nargs="+", type=float, choices=WINDOWS, default=[WINDOWS[0]], help="of the tables"
     )
-    reporter.add_argument(
-        "--check-modes", type=int, default=0, metavar="N", help="vibrations of N of the pooled minima"
-    )
     reporter.add_argument("--readme", type=Path, help="write the short table into this text, between its marks")
     reporter.add_argument("--plot", type=Path, help="draw the curves: .png, .svg, .pdf")
-    for command in (runner, reporter):
+    checker = commands.add_parser("modes")
+    checker.set_defaults(function=check_modes)
+    checker.add_argument("--systems", nargs="+", metavar="FORMULA", help="only these")
+    checker.add_argument("--number", type=int, default=100, help="minima of each system")
+    for command in (runner, reporter, checker):
         command.add_argument("--folder", type=Path, required=True)
         command.add_argument("--calculator", default="gfn2")
     options = parser.parse_args()

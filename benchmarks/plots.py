@@ -1,5 +1,6 @@
 """Figures of the benchmarks."""
 
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def draw_curves(facts: dict[str, Any], window: float, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    columns = min(4, len(facts))
+    columns = min(4, ceil(sqrt(len(facts))))
     rows = -(-len(facts) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(max(3.6 * columns, 6.0), 3.2 * rows + 0.6), squeeze=False, layout="constrained"

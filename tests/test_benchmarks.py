@@ -269,13 +269,13 @@ def test_run_and_report(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     readme = tmp_path / "README.md"
     readme.write_text("Before.\n<!-- molecules: begin -->\nold\n<!-- molecules: end -->\nAfter.\n")
-    words = ["report", "--budgets", "50", "100", "--check-modes", "1", "--readme", str(readme)]
+    words = ["report", "--budgets", "50", "100", "--readme", str(readme)]
     if importlib.util.find_spec("matplotlib"):
         words += ["--plot", str(tmp_path / "curves.svg")]
     command(*words)
     out = capsys.readouterr().out
     assert "| basin-hopping | 2 |" in out
-    assert "Without imaginary mode: 1 of 1 that were checked within 5 eV" in out
+    assert "imaginary" not in out
     text = readme.read_text()
     assert "| Cu3 |" in text
     assert "old" not in text
@@ -294,7 +294,11 @@ def test_run_and_report(tmp_path, monkeypatch, capsys):
         path.unlink()
     capsys.readouterr()
     command("report", "--budgets", "50", "100", "--readme", str(readme))
-    assert "Without imaginary mode: 1 of 1 that were checked" in capsys.readouterr().out
+    assert "imaginary" not in capsys.readouterr().out
+    command("modes", "--number", "1")
+    assert "Cu3: 1 of 1 without imaginary mode" in capsys.readouterr().out
+    command("report", "--budgets", "50", "100")
+    assert "Without imaginary mode: 1 of the 1 that were checked." in capsys.readouterr().out
     assert (tmp_path / "curves.csv").read_text().splitlines() == rows
     assert readme.read_text() == text
     (tmp_path / "reference_Cu3.extxyz").unlink()

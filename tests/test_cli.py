@@ -62,10 +62,10 @@ def test_what_a_search_says_of_itself_is_on_the_bar():
     bar = SimpleNamespace(set_description_str=[].append)
     said = bar.set_description_str.__self__
     with _told_on(bar):
-        logging.getLogger("ase_gss.driver").info("learning from %d minima", 7)
-    logging.getLogger("ase_gss.driver").info("nobody listens any more")
+        logging.getLogger("ase_gss.agenda").info("learning from %d minima", 7)
+    logging.getLogger("ase_gss.agenda").info("nobody listens any more")
     assert said == ["learning from 7 minima"]
-    assert not logging.getLogger("ase_gss.driver").isEnabledFor(logging.INFO)
+    assert not logging.getLogger("ase_gss.agenda").isEnabledFor(logging.INFO)
 
 
 @pytest.mark.parametrize(
