@@ -179,8 +179,9 @@ def hand_off(
         if not reason and not converged:
             reason = f"not converged after {steps} steps"
         energy, forces = float(watch.results["energy"]), np.array(watch.results["forces"])
-        outcome = Relaxation(not reason, reason, steps, energy, forces, largest, failed)
-        outcome.optimizer_failed = optimizer_failed
+        outcome = Relaxation(
+            not reason, reason, steps, energy, forces, largest, failed, optimizer_failed=optimizer_failed
+        )
         if moving_cell:
             outcome.stress = bare.get_stress(apply_constraint=False)
             outcome.enthalpy = energy + pressure * bare.get_volume()

@@ -1052,8 +1052,8 @@ def check_modes(options: argparse.Namespace) -> None:
         if options.systems and formula not in options.systems:
             continue
         run, frames = Run(options.folder, formula, "gss", 0, options.calculator), read(path, ":")
-        energies = np.array([atoms.get_potential_energy() for atoms in frames])
-        within = [atoms for atoms in frames if atoms.get_potential_energy() - energies.min() < WINDOWS[0]]
+        lowest = min(atoms.get_potential_energy() for atoms in frames)
+        within = [atoms for atoms in frames if atoms.get_potential_energy() - lowest < WINDOWS[0]]
         chosen = sorted(within, key=lambda atoms: _hash(f"{np.round(atoms.positions, 3) + 0.0}"))[: options.number]
         unknown = [atoms for atoms in chosen if "imaginary" not in atoms.info]
         for done, atoms in enumerate(unknown, start=1):

@@ -16,7 +16,7 @@ import pytest
 from ase.db import connect
 from ase.io import read
 
-from ase_gss import __version__
+from ase_gss import __version__, agenda
 from ase_gss.archive import Archive
 from ase_gss.cli import _told_on, main
 from ase_gss.report import minima_of, summary, summary_text
@@ -62,10 +62,10 @@ def test_what_a_search_says_of_itself_is_on_the_bar():
     bar = SimpleNamespace(set_description_str=[].append)
     said = bar.set_description_str.__self__
     with _told_on(bar):
-        logging.getLogger("ase_gss.agenda").info("learning from %d minima", 7)
-    logging.getLogger("ase_gss.agenda").info("nobody listens any more")
+        agenda._LOG.info("learning from %d minima", 7)
+    agenda._LOG.info("nobody listens any more")
     assert said == ["learning from 7 minima"]
-    assert not logging.getLogger("ase_gss.agenda").isEnabledFor(logging.INFO)
+    assert not agenda._LOG.isEnabledFor(logging.INFO)
 
 
 @pytest.mark.parametrize(
