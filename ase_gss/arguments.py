@@ -54,8 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "--coupling",
         help="instead of a regime: diffusion (default for crystals), hot, mi, mn, force, langevin or rss",
     )
-    search.add_argument("-j", "--workers", type=_positive, default=1, help="processes (default: %(default)s)")
-    search.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler that does the work instead")
+    _add_crew(search)
     search.add_argument(
         "--batch",
         type=_positive,
@@ -63,7 +62,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="relax up to N trials together, at most 16; for chgnet, or your own (default: %(default)s)",
     )
-    search.add_argument("--call-limit", type=float, metavar="S", help="a force call that takes longer is killed, s")
     search.add_argument("--trial-limit", type=float, metavar="S", help="a trial that takes longer is killed, s")
     search.add_argument(
         "--failure-limit",
@@ -113,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     refine.add_argument(
         "--every-end", action="store_true", help="all ends, not one of each minimum: shows soft conformers"
     )
+    _add_crew(refine)
     refine.add_argument("--top", type=_positive, default=20, help="rows of the table (default: %(default)s)")
 
     train = commands.add_parser("train", help="train a score, or forces")
@@ -140,6 +139,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--compile", action="store_true", help="torch.compile: 1.7 times as fast; needs a C++ compiler")
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     return top
+
+
+def _add_crew(command: argparse.ArgumentParser) -> None:
+    """Who does the work."""
+    command.add_argument("-j", "--workers", type=_positive, default=1, help="processes (default: %(default)s)")
+    command.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler that does the work instead")
+    command.add_argument("--call-limit", type=float, metavar="S", help="a force call that takes longer is killed, s")
 
 
 def _positive(text: str) -> int:

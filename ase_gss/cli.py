@@ -285,9 +285,22 @@ def _export(options: argparse.Namespace) -> int:
 def _refine(options: argparse.Namespace) -> int:
     from ase_gss.report import ranking_table, summary, summary_text
     from ase_gss.search import GenerativeRSS
+    from ase_gss.workers import WorkersError
 
-    search = GenerativeRSS.resumed(options.database, options.calculator, options.verify)
-    print(ranking_table(search.refine_minima(fmax=options.fmax, every_end=options.every_end), options.top))
+    search = GenerativeRSS.resumed(
+        options.database,
+        options.calculator,
+        options.verify,
+        workers=options.workers,
+        executor=options.scheduler,
+        call_limit=options.call_limit,
+    )
+    try:
+        minima = search.refine_minima(fmax=options.fmax, every_end=options.every_end)
+    except WorkersError as error:
+        print(f"ase-gss: {error}", file=sys.stderr)
+        return 1
+    print(ranking_table(minima, options.top))
     print()
     print(summary_text(summary(search.archive)))
     failures = search.refinement_failures

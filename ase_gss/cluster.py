@@ -57,7 +57,7 @@ class ForeignExecutor(Runner):
         self.slots = slots
         self._executor = executor
         self._plans = {stage: packed(plan, stage) for stage in ("sample", "relax")}
-        self._plans["learn"] = self._plans["sample"]
+        self._plans |= {"learn": self._plans["sample"], "refine": self._plans["relax"]}
         self._digests = {stage: hashlib.sha256(sent).hexdigest() for stage, sent in self._plans.items()}
         self._waiting: set[Future] = set()
         self._all_done = threading.Condition()

@@ -10,6 +10,8 @@ from ase_gss.errors import InputError
 from ase_gss.lesson import ForceFunction, Learned, Part
 from ase_gss.memory import KnownEnds
 from ase_gss.plan import Plan
+from ase_gss.refine_end import Refinement, refine_end
+from ase_gss.refined_rows import Refined
 from ase_gss.stages import relax, sample
 from ase_gss.trial import Trial
 from ase_gss.walk import ScoreFunction
@@ -20,21 +22,24 @@ _WORDS = {"new_calculator": "calculator"}
 
 @dataclass(frozen=True)
 class Job:
-    """A stage of some trials, or a part of a lesson. Plain data: it pickles.
+    """A stage of some trials, a part of a lesson, or a refinement. Plain data: it pickles.
 
     Attributes
     ----------
     stage : str
         "sample" for trials that go through the sampler in step with one another, "relax" for the hand-off of one
-        trial, or of several whose structures go through the calculator in batches, "learn" for a part of a lesson.
+        trial, or of several whose structures go through the calculator in batches, "learn" for a part of a lesson,
+        "refine" for a refinement.
     trials : tuple of Trial
-        As they are before it; none for a lesson.
+        As they are before it; none for a lesson and a refinement.
     known : KnownEnds, optional
         Ends that a relaxation may be recognised to head for.
     learned : Learned, optional
         For samples: what the search has learned.
     part : Part, optional
         Of a lesson.
+    refinement : Refinement, optional
+        Of one end.
     """
 
     stage: str
@@ -42,11 +47,17 @@ class Job:
     known: KnownEnds | None = None
     learned: Learned | None = None
     part: Part | None = None
+    refinement: Refinement | None = None
+
+    @property
+    def numbers(self) -> list[int]:
+        """The trials that its force calls are for; none for a lesson."""
+        return [trial.number for trial in self.trials] if self.refinement is None else [self.refinement.number]
 
     @property
     def first(self) -> int:
         """Number of its first trial; -1 for a lesson, which goes before all trials."""
-        return self.trials[0].number if self.trials else -1
+        return next(iter(self.numbers), -1)
 
 
 class WorkerLost(Exception):
@@ -79,10 +90,15 @@ class WorkersError(RuntimeError):
     """The workers as a whole cannot go on; the message says why."""
 
 
-def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction | ForceFunction:
-    """Take the trials through the stage, and return them changed; of a lesson what has been learned."""
+def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction | ForceFunction | Refined:
+    """Take the trials through the stage, and return them changed; of a lesson what has been learned.
+
+    Of a refinement what it has made of its end.
+    """
     if job.stage == "learn":
         return plan.learn(job.part)
+    if job.stage == "refine":
+        return refine_end(job.refinement, plan)
     if job.stage == "sample":
         sample(job.trials, plan, job.learned)
     elif job.stage == "relax":
@@ -93,7 +109,7 @@ def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction | ForceFu
 
 
 def packed(plan: Plan, stage: str | None = None) -> bytes:
-    """The plan as another process takes it up; for the stage "relax" without the score, which is most of it.
+    """The plan as another process takes it up; for "relax" and "refine" without the score, which is most of it.
 
     Raises
     ------
@@ -101,7 +117,7 @@ def packed(plan: Plan, stage: str | None = None) -> bytes:
         Where a part of it does not pickle.
     """
     sent = copy(plan)
-    if stage == "relax":
+    if stage in ("relax", "refine"):
         sent.score = sent.forces = None
     try:
         return pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)

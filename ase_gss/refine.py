@@ -1,21 +1,19 @@
 """Tight relaxation of the distinct minima: what falls together is merged, what is no minimum is dropped."""
 
 import logging
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ase import Atoms
 
 from ase_gss.archive import Archive
-from ase_gss.forces import CountedCalculator
+from ase_gss.jobs import Job, Runner, WorkerLost
 from ase_gss.minima import MinimaList
-from ase_gss.refined_rows import Refined
-from ase_gss.relax import Relaxation
-from ase_gss.systems import System, comparison_of
+from ase_gss.refine_end import Refinement
+from ase_gss.systems import comparison_of
 from ase_gss.trial import Ended
-from ase_gss.verify import verify_minimum
 
 if TYPE_CHECKING:
     from ase_gss.found import Found
@@ -23,91 +21,83 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-def refine(
-    minima: MinimaList,
-    archive: Archive,
-    system: System,
-    new_calculator: Callable[[], CountedCalculator],
-    fmax: float = 0.005,
-    max_steps: int = 300,
-    verify: bool = False,
-    every_end: bool = False,
-) -> list[str]:
-    """Relax the representative of every minimum to `fmax`, or every end, and write it to the archive.
-
-    Those already there, to the same fmax or a smaller one, are not relaxed again, so an interrupted refinement goes on
-    where it stopped. One that failed keeps the form it was found in and is tried again the next time.
+def what_to_refine(
+    minima: MinimaList, archive: Archive, fmax: float, max_steps: int, verify: bool, every_end: bool
+) -> list[Refinement]:
+    """The representative of every minimum, or every end, that is not in the archive to this `fmax` or a smaller one.
 
     Parameters
     ----------
-    minima : MinimaList
-        As found while searching.
-    archive : Archive
-        Gets the refined structures and what they have cost.
-    system : System
-        What was searched.
-    new_calculator : callable
-        Makes the physical calculator.
+    minima, archive : MinimaList, Archive
+        As found while searching, and what has been refined before.
     fmax : float
         eV/Å.
     max_steps : int
         Optimizer steps for each.
     verify : bool
-        Check each for imaginary modes; a saddle point is pushed off along its mode and relaxed again. For molecules.
+        Check each for imaginary modes.
     every_end : bool
         The ends of all trials that came to a minimum: the comparison of a search takes some for one that are two.
+    """
+    refinements = []
+    for number, atoms in _ends(minima, archive, every_end):
+        earlier = archive.refined.get(number)
+        if earlier is None or earlier.fmax > fmax or (verify and not earlier.verified):
+            atoms = atoms if earlier is None else earlier.atoms
+            refinements.append(Refinement(number, atoms, fmax, max_steps, verify))
+    return refinements
+
+
+def refine(refinements: Sequence[Refinement], archive: Archive, crew: Runner) -> list[str]:
+    """Relax them and write what comes of each to the archive, at once: what is interrupted goes on where it stopped.
+
+    One that failed keeps the form it was found in and is tried again the next time.
+
+    Parameters
+    ----------
+    refinements : sequence of Refinement
+        What is to be done; each by itself, so that what comes of it is the same whoever does it.
+    archive : Archive
+        Gets the refined structures and what they have cost.
+    crew : Runner
+        Who does the work.
 
     Returns
     -------
     list of str
-        Of each that was relaxed now why its calculation, or the optimizer, has failed, empty where none has. A warning
-        says how many have.
+        Of each why its calculation, or the optimizer, has failed, empty where none has. A warning says how many have.
     """
-    failures: list[str] = []
-    relax = partial(system.relax, refining=True, fmax=fmax, max_steps=max_steps)
-    for number, atoms in _to_refine(minima, archive, every_end):
-        earlier = archive.refined.get(number)
-        if earlier is not None and earlier.fmax <= fmax and (earlier.verified or not verify):
-            continue
-        end = (atoms if earlier is None else earlier.atoms).copy()
-        end.info = {}
-        end.calc = calculator = new_calculator()
-        outcome = relax(end)
-        refinement_calls = calculator.calls
-        ended, reason = _judge(outcome), outcome.reason
-        if verify and ended is Ended.MINIMUM:
-            verification = verify_minimum(end, relax)
-            outcome, reason = verification.relaxation or outcome, verification.reason
-            if verification.failed:
-                ended = Ended.CALCULATOR
-            elif reason:
-                ended = Ended.SADDLE if outcome.converged else _judge(outcome)
-        if ended is Ended.MINIMUM and (rejected := system.rejects(end)):
-            ended, reason = rejected
-        verified = verify and not ended.is_failure
-        spent = refinement_calls, calculator.calls - refinement_calls
-        failures.append(reason if ended.is_failure else "")
-        archive.append_refined(Refined(number, outcome.frozen(end), ended, reason, fmax, verified, *spent))
-    if failed := [each for each in failures if each]:
-        _LOG.warning("%d of %d could not be refined, the last so: %s", len(failed), len(failures), failed[-1])
-    return failures
+    reasons = [""] * len(refinements)
+    waiting, flying = iter(enumerate(refinements)), {}
+    while True:
+        while len(flying) < crew.slots and (following := next(waiting, None)) is not None:
+            flying[crew.submit(Job("refine", (), refinement=following[1]))] = following
+        if not flying:
+            break
+        done, _ = wait(flying, return_when=FIRST_COMPLETED)
+        for future, (place, refinement) in sorted(((each, flying.pop(each)) for each in done), key=_by_place):
+            try:
+                refined = future.result()
+            except WorkerLost as lost:
+                refined = refinement.failed(lost.reason, lost.force_calls)
+            archive.append_refined(refined)
+            reasons[place] = refined.reason if refined.ended.is_failure else ""
+    if failed := [each for each in reasons if each]:
+        _LOG.warning("%d of %d could not be refined, the last so: %s", len(failed), len(reasons), failed[-1])
+    return reasons
 
 
-def _to_refine(minima: MinimaList, archive: Archive, every_end: bool) -> Iterator[tuple[int, Atoms]]:
+def _by_place(done: tuple[Future, tuple[int, Refinement]]) -> int:
+    return done[1][0]
+
+
+def _ends(minima: MinimaList, archive: Archive, every_end: bool) -> Iterator[tuple[int, Atoms]]:
     representatives = {atoms.info["trial"]: atoms for atoms in minima.ranked()}
     yield from representatives.items()
     if every_end:
         for number in sorted(record.number for record in archive.records if record.ended is Ended.MINIMUM):
             if number not in representatives:
                 yield number, archive.atoms_of(number)
-
-
-def _judge(outcome: Relaxation) -> Ended:
-    if outcome.failed:
-        return Ended.CALCULATOR
-    if outcome.optimizer_failed:
-        return Ended.OPTIMIZER
-    return Ended.MINIMUM if outcome.converged else Ended.NOT_CONVERGED
 
 
 def refined_minima(found: "Found", archive: Archive) -> MinimaList:

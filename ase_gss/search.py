@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ase_gss.found import Found
 from ase_gss.heartbeat import Heartbeat
 from ase_gss.minima import MinimaList
 from ase_gss.plan import Plan
-from ase_gss.refine import refine, refined_minima
+from ase_gss.refine import refine, refined_minima, what_to_refine
 from ase_gss.schedule import NoiseSchedule
 from ase_gss.settings import check_calculator, check_order, keywords_to_refine
 from ase_gss.systems import choose_system
@@ -96,7 +97,8 @@ class GenerativeRSS:
     mirror_images_are_one : bool
         Count a structure and its mirror image once.
     refine : bool
-        Relax the distinct minima tightly at the end of a run and merge what falls together; counted apart.
+        Relax the distinct minima tightly at the end of a run and merge what falls together; counted apart. The workers,
+        or the executor, do it, too.
     verify : None or "hessian"
         In this refinement (it implies `refine`) check each for imaginary modes, and push a saddle point off; counted
         apart.
@@ -116,6 +118,7 @@ class GenerativeRSS:
         their numbers may differ by the rounding of the potential. Forces of the sampler go in batches, too.
     call_limit, trial_limit : float, optional
         Seconds after which a force call, or a trial, counts as hung: its process is killed, and the trial has failed.
+        The former holds for refinements, too.
     failure_limit : float
         Share of failed trials above which the search stops, from 20 trials on: then the set-up is wrong.
 
@@ -219,7 +222,15 @@ class GenerativeRSS:
         self.dried_up = False
 
     @classmethod
-    def resumed(cls, database: str | os.PathLike, calculator: Any = None, verify: str | None = None) -> "GenerativeRSS":
+    def resumed(
+        cls,
+        database: str | os.PathLike,
+        calculator: Any = None,
+        verify: str | None = None,
+        workers: int = 1,
+        executor: Any = None,
+        call_limit: float | None = None,
+    ) -> "GenerativeRSS":
         """The search that a database holds, to look at or to refine; it takes no score.
 
         Parameters
@@ -228,13 +239,14 @@ class GenerativeRSS:
             As written by a search.
         calculator : str, function or ase calculator, optional
             By default the one that the search was given by name.
-        verify : None or "hessian"
-            As in `GenerativeRSS`.
+        verify, workers, executor, call_limit
+            As in `GenerativeRSS`: how it is refined, and by whom.
         """
         archive = Archive(database, must_exist=True)
         settings = archive.metadata["settings"]
         keywords = keywords_to_refine(archive.name, settings, calculator)
-        search = cls(settings["formula"], coupling="rss", verify=verify, **keywords)
+        keywords |= {"verify": verify, "workers": workers, "executor": executor, "call_limit": call_limit}
+        search = cls(settings["formula"], coupling="rss", **keywords)
         check_calculator(archive.name, settings, search.plan)
         search.archive, search._found, search._only_to_look_at = archive, Found(archive), True
         return search
@@ -366,19 +378,16 @@ class GenerativeRSS:
         """Relax the distinct minima, or the ends of all trials, to `fmax` (eV/Å) and merge what falls together.
 
         Those refined before are not repeated, those whose calculation, or optimizer, failed are. The calls are counted
-        apart. See :func:`ase_gss.refine.refine`.
+        apart. The search's workers, or its executor, do it, with its `call_limit`.
         """
+        to_do = what_to_refine(self._found.minima, self.archive, fmax, max_steps, self.verify is not None, every_end)
+        self.refinement_failures = []
         try:
-            self.refinement_failures = refine(
-                self._found.minima,
-                self.archive,
-                self.system,
-                self.plan.new_calculator,
-                fmax=fmax,
-                max_steps=max_steps,
-                verify=self.verify is not None,
-                every_end=every_end,
-            )
+            if to_do:
+                plan = replace(self.plan, score=None, forces=None)  # neither is needed, nor torch
+                workers = min(self.workers, len(to_do))
+                with crew_of(plan, workers, self.executor, self.call_limit, None) as crew:
+                    self.refinement_failures = refine(to_do, self.archive, crew)
         finally:
             self._write_totals()
         return self.minima

@@ -36,7 +36,7 @@ def _work(connection: Connection, recorder: FlightRecorder) -> None:
     with suppress(EOFError, OSError):
         while True:
             number, job = pickle.loads(connection.recv_bytes())
-            recorder.begin(number, len(job.trials))
+            recorder.begin(number, len(job.numbers))
             try:
                 raised, answer = False, perform(recorded(plan, job.trials, recorder), job)
             except Exception as error:

@@ -81,7 +81,7 @@ class WorkerPool(Runner):
         Seconds that one force call, or one batch, may take; a longer one is ended, even in C code, with what it
         started. The first call of a neural potential may be much slower than the others: leave it room.
     trial_limit : float, optional
-        Seconds that the relaxation of one trial may take, or its share of a job of several.
+        Seconds that the relaxation of one trial may take, or its share of a job of several; not for refinements.
 
     Raises
     ------
@@ -124,7 +124,7 @@ class WorkerPool(Runner):
         number, future = next(self._numbers), Future()
         limit = None if self._trial_limit is None or not job.trials else self._trial_limit * len(job.trials)
         message = pickle.dumps((number, job), pickle.HIGHEST_PROTOCOL)
-        self._orders.put(_Order(number, message, job.stage, [trial.number for trial in job.trials], limit, future))
+        self._orders.put(_Order(number, message, job.stage, job.numbers, limit, future))
         return future
 
     def close(self) -> None:
