@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,8 +84,7 @@ def _search(options: argparse.Namespace) -> int:
 
     from ase_gss.calculators import CALCULATORS, takes_charge
     from ase_gss.report import ranking_table, summary, summary_text
-    from ase_gss.search import GenerativeRSS, SearchError
-    from ase_gss.workers import WorkersError
+    from ase_gss.search import GenerativeRSS
 
     search = GenerativeRSS(
         formula,
@@ -136,7 +136,6 @@ def _search(options: argparse.Namespace) -> int:
         print("It has spent that already: give more than this to go on (--trials and --max-calls are totals).")
     by_calls, unit = options.max_calls is not None, "eV/atom" if options.crystal else "eV"
     total = options.max_calls if by_calls else options.trials
-    status, message = 0, ""
     shown = 0.0
     with tqdm(
         total=total, unit="call" if by_calls else "trial", initial=_reached(search, by_calls, total), mininterval=0.5
@@ -159,16 +158,8 @@ def _search(options: argparse.Namespace) -> int:
 
         show()
         search.attach(show)
-        terminated: list[int] = []
-        try:
-            with _told_on(bar), _until_sigterm(search) as terminated:
-                search.run(trials=options.trials, max_calls=options.max_calls)
-        except KeyboardInterrupt:
-            status, message = 130, "Interrupted; the same command goes on from here."
-        except (SearchError, WorkersError) as error:
-            status, message = 1, f"ase-gss: {error}"
-        if terminated:
-            status, message = 143, "Stopped by SIGTERM; the same command goes on from here."
+        with _ending_of(search) as ending, _told_on(bar):
+            search.run(trials=options.trials, max_calls=options.max_calls)
         shown = 0.0
         show()
     print()
@@ -180,9 +171,39 @@ def _search(options: argparse.Namespace) -> int:
         print(f"All trials are in {name}; only the minima: ase gui '{name}@minimum>0'")
     if search.dried_up:
         print("The search has ended early: generation after generation, all that was sampled looked known.")
-    if message:
-        print(message, file=sys.stderr)
-    return status
+    return ending.told()
+
+
+@dataclass
+class _Ending:
+    """How a search, or a refinement, has ended: exit code, and what there is to say of it."""
+
+    status: int = 0
+    message: str = ""
+
+    def told(self) -> int:
+        """Print the message, last of all, and return the exit code."""
+        if self.message:
+            print(self.message, file=sys.stderr)
+        return self.status
+
+
+@contextmanager
+def _ending_of(search: "GenerativeRSS") -> Iterator[_Ending]:
+    """Let signals and what cannot go on end what is done in this block, and not the command."""
+    from ase_gss.search import SearchError
+    from ase_gss.workers import WorkersError
+
+    ending, terminated = _Ending(), []
+    try:
+        with _until_sigterm(search) as terminated:
+            yield ending
+    except KeyboardInterrupt:
+        ending.status, ending.message = 130, "Interrupted; the same command goes on from here."
+    except (SearchError, WorkersError) as error:
+        ending.status, ending.message = 1, f"ase-gss: {error}"
+    if terminated:
+        ending.status, ending.message = 143, "Stopped by SIGTERM; the same command goes on from here."
 
 
 class _OnBar(logging.Handler):
@@ -285,7 +306,6 @@ def _export(options: argparse.Namespace) -> int:
 def _refine(options: argparse.Namespace) -> int:
     from ase_gss.report import ranking_table, summary, summary_text
     from ase_gss.search import GenerativeRSS
-    from ase_gss.workers import WorkersError
 
     search = GenerativeRSS.resumed(
         options.database,
@@ -295,16 +315,15 @@ def _refine(options: argparse.Namespace) -> int:
         executor=options.scheduler,
         call_limit=options.call_limit,
     )
-    try:
-        minima = search.refine_minima(fmax=options.fmax, every_end=options.every_end)
-    except WorkersError as error:
-        print(f"ase-gss: {error}", file=sys.stderr)
-        return 1
-    print(ranking_table(minima, options.top))
+    with _ending_of(search) as ending:
+        search.refine_minima(fmax=options.fmax, every_end=options.every_end)
+    print(ranking_table(search.minima, options.top))
     print()
     print(summary_text(summary(search.archive)))
     failures = search.refinement_failures
-    return int(bool(failures) and all(failures))
+    if failures and all(failures):
+        ending.status = ending.status or 1
+    return ending.told()
 
 
 def _names(arguments: Sequence[str]) -> list[str]:

@@ -68,12 +68,12 @@ class ForeignExecutor(Runner):
         Raises
         ------
         WorkersError
-            Where the executor is broken.
+            Where the executor is broken, or has been shut down.
         """
         message = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
         try:
             theirs = self._executor.submit(_perform, self._digests[job.stage], self._plans[job.stage], message)
-        except BrokenExecutor as error:
+        except RuntimeError as error:  # BrokenExecutor is one; another is raised where it has been shut down
             raise _broken(error) from error
         future = _Forwarding(theirs)
         with self._all_done:
@@ -185,7 +185,7 @@ def _perform(digest: str, plan: bytes, message: bytes) -> Any:
 
 def _broken(error: BaseException) -> WorkersError:
     said = " ".join(str(error).split()).rstrip(".")
-    return WorkersError(f"The executor is broken, so start the search again with a new one: {said}.")
+    return WorkersError(f"The executor is broken, so start again with a new one: {said}.")
 
 
 def _translated(error: BaseException) -> BaseException:

@@ -109,7 +109,7 @@ def perform(plan: Plan, job: Job) -> tuple[Trial, ...] | ScoreFunction | ForceFu
 
 
 def packed(plan: Plan, stage: str | None = None) -> bytes:
-    """The plan as another process takes it up; for "relax" and "refine" without the score, which is most of it.
+    """The plan as another process takes it up; for the stage "relax" without the score, which is most of it.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def packed(plan: Plan, stage: str | None = None) -> bytes:
         Where a part of it does not pickle.
     """
     sent = copy(plan)
-    if stage in ("relax", "refine"):
+    if stage == "relax":
         sent.score = sent.forces = None
     try:
         return pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)

@@ -1,12 +1,10 @@
 """Tight relaxation of the distinct minima: what falls together is merged, what is no minimum is dropped."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import accumulate
 from typing import TYPE_CHECKING
-
-from ase import Atoms
 
 from ase_gss.archive import Archive
 from ase_gss.jobs import Job, Runner, WorkerLost
@@ -19,12 +17,12 @@ if TYPE_CHECKING:
     from ase_gss.found import Found
 
 _LOG = logging.getLogger(__name__)
+#: So often (s) is looked whether to stop.
+_PATIENCE = 0.5
 
 
-def what_to_refine(
-    minima: MinimaList, archive: Archive, fmax: float, max_steps: int, verify: bool, every_end: bool
-) -> list[Refinement]:
-    """The representative of every minimum, or every end, that is not in the archive to this `fmax` or a smaller one.
+def what_to_refine(minima: MinimaList, archive: Archive, fmax: float, verify: bool, every_end: bool) -> list[int]:
+    """The trials that represent a minimum, or all that came to one, and are not refined to this `fmax` or less.
 
     Parameters
     ----------
@@ -32,72 +30,95 @@ def what_to_refine(
         As found while searching, and what has been refined before.
     fmax : float
         eV/Å.
-    max_steps : int
-        Optimizer steps for each.
     verify : bool
-        Check each for imaginary modes.
+        Those count that were checked for imaginary modes.
     every_end : bool
-        The ends of all trials that came to a minimum: the comparison of a search takes some for one that are two.
+        All that came to a minimum: the comparison of a search takes some for one that are two.
     """
-    refinements = []
-    for number, atoms in _ends(minima, archive, every_end):
-        earlier = archive.refined.get(number)
-        if earlier is None or earlier.fmax > fmax or (verify and not earlier.verified):
-            atoms = atoms if earlier is None else earlier.atoms
-            refinements.append(Refinement(number, atoms, fmax, max_steps, verify))
-    return refinements
+    numbers = dict.fromkeys(atoms.info["trial"] for atoms in minima.ranked())
+    if every_end:
+        numbers |= dict.fromkeys(sorted(each.number for each in archive.records if each.ended is Ended.MINIMUM))
+    earlier = archive.refined
+    return [
+        number
+        for number in numbers
+        if number not in earlier or earlier[number].fmax > fmax or (verify and not earlier[number].verified)
+    ]
 
 
-def refine(refinements: Sequence[Refinement], archive: Archive, crew: Runner) -> list[str]:
-    """Relax them and write what comes of each to the archive, at once: what is interrupted goes on where it stopped.
+def refine(
+    numbers: Sequence[int],
+    archive: Archive,
+    crew: Runner,
+    fmax: float = 0.005,
+    max_steps: int = 300,
+    verify: bool = False,
+    stopping: Callable[[], bool] = bool,
+) -> list[str]:
+    """Relax the ends of these trials to `fmax` and write what comes of each to the archive, at once.
 
-    One that failed keeps the form it was found in and is tried again the next time.
+    So what is interrupted goes on where it stopped. One that failed keeps the form it was found in and is tried again
+    the next time.
 
     Parameters
     ----------
-    refinements : sequence of Refinement
-        What is to be done; each by itself, so that what comes of it is the same whoever does it.
+    numbers : sequence of int
+        The trials; each is refined by itself, so that what comes of it is the same whoever does it.
     archive : Archive
         Gets the refined structures and what they have cost.
     crew : Runner
         Who does the work.
+    fmax, max_steps, verify : float, int, bool
+        See `Refinement`.
+    stopping : callable
+        Once it is true, what is under way is finished and nothing more is begun.
 
     Returns
     -------
     list of str
-        Of each why its calculation, or the optimizer, has failed, empty where none has. A warning says how many have.
+        Of each that was relaxed why its calculation, or the optimizer, has failed, empty where none has. A warning says
+        how many have.
     """
-    reasons = [""] * len(refinements)
-    waiting, flying = iter(enumerate(refinements)), {}
-    while True:
-        while len(flying) < crew.slots and (following := next(waiting, None)) is not None:
-            flying[crew.submit(Job("refine", (), refinement=following[1]))] = following
-        if not flying:
-            break
-        done, _ = wait(flying, return_when=FIRST_COMPLETED)
-        for future, (place, refinement) in sorted(((each, flying.pop(each)) for each in done), key=_by_place):
+    reasons: dict[int, str] = {}
+    waiting = iter(numbers)
+    flying: dict[Future, Refinement] = {}
+
+    def write(done: Iterable[Future]) -> Exception | None:
+        """Write what has come back; the first error, if any, is for the time after."""
+        error = None
+        for future in done:
+            refinement = flying.pop(future)
             try:
                 refined = future.result()
             except WorkerLost as lost:
                 refined = refinement.failed(lost.reason, lost.force_calls)
+            except Exception as raised:
+                error = error or raised
+                continue
             archive.append_refined(refined)
-            reasons[place] = refined.reason if refined.ended.is_failure else ""
-    if failed := [each for each in reasons if each]:
+            reasons[refined.number] = refined.reason if refined.ended.is_failure else ""
+        return error
+
+    try:
+        while True:
+            while len(flying) < crew.slots and not stopping() and (number := next(waiting, None)) is not None:
+                earlier = archive.refined.get(number)
+                atoms = archive.atoms_of(number) if earlier is None else earlier.atoms
+                refinement = Refinement(number, atoms, fmax, max_steps, verify)
+                flying[crew.submit(Job("refine", (), refinement=refinement))] = refinement
+            if stopping():
+                for future in [each for each in flying if each.cancel()]:
+                    del flying[future]
+            if not flying:
+                break
+            if error := write(wait(flying, _PATIENCE, FIRST_COMPLETED).done):
+                raise error
+    except BaseException:  # Ctrl-C may come anywhere
+        write([future for future in flying if future.done() and not future.cancelled()])
+        raise
+    if failed := [each for each in reasons.values() if each]:
         _LOG.warning("%d of %d could not be refined, the last so: %s", len(failed), len(reasons), failed[-1])
-    return reasons
-
-
-def _by_place(done: tuple[Future, tuple[int, Refinement]]) -> int:
-    return done[1][0]
-
-
-def _ends(minima: MinimaList, archive: Archive, every_end: bool) -> Iterator[tuple[int, Atoms]]:
-    representatives = {atoms.info["trial"]: atoms for atoms in minima.ranked()}
-    yield from representatives.items()
-    if every_end:
-        for number in sorted(record.number for record in archive.records if record.ended is Ended.MINIMUM):
-            if number not in representatives:
-                yield number, archive.atoms_of(number)
+    return list(reasons.values())
 
 
 def refined_minima(found: "Found", archive: Archive) -> MinimaList:

@@ -35,7 +35,7 @@ class Refinement:
     verify: bool
 
     def failed(self, reason: str, refinement_calls: int) -> Refined:
-        """What stands for it where whoever was to do it is gone."""
+        """What stands for it where whoever was to do it is gone; the calls of a check are not told apart then."""
         return Refined(self.number, self.atoms, Ended.CALCULATOR, reason, self.fmax, False, refinement_calls, 0)
 
 

@@ -209,6 +209,8 @@ class GenerativeRSS:
             raise InputError("The failure limit is a share of the trials, above 0 and at most 1.")
         if any(limit is not None and not limit > 0 for limit in (call_limit, trial_limit)):
             raise InputError("Time limits are positive, in seconds.")
+        if executor is not None and (call_limit is not None or trial_limit is not None):
+            raise InputError("Time limits are for workers of the search's own: leave them out with an executor.")
         self.workers, self.executor = workers, executor
         self.call_limit, self.trial_limit, self.failure_limit = call_limit, trial_limit, failure_limit
         self.archive = Archive(database)
@@ -365,30 +367,56 @@ class GenerativeRSS:
         return self.refine_minima() if refines else self.minima
 
     def stop(self) -> None:
-        """End the run under way, or else the next one, once what is under way is finished; for signal handlers.
+        """End the run, or refinement, under way, or else the next one, once what is under way is finished.
 
         That is what is with the calculator, and with a coupling that samples with forces the relaxation of what has
-        been sampled: else these force calls were lost.
+        been sampled: else these force calls were lost. For signal handlers.
         """
         self._stopping = True
         if self._driver is not None:
             self._driver.stop()
 
     def refine_minima(self, fmax: float = 0.005, max_steps: int = 300, every_end: bool = False) -> list[Atoms]:
-        """Relax the distinct minima, or the ends of all trials, to `fmax` (eV/Å) and merge what falls together.
+        """Relax the distinct minima, or the ends of all trials, tightly and merge what falls together.
 
         Those refined before are not repeated, those whose calculation, or optimizer, failed are. The calls are counted
-        apart. The search's workers, or its executor, do it, with its `call_limit`.
+        apart. It is done by the search's workers with its `call_limit`, or by its executor, which has to be open still.
+
+        Parameters
+        ----------
+        fmax : float
+            Largest force, eV/Å.
+        max_steps : int
+            Optimizer steps for each.
+        every_end : bool
+            Not one end for each minimum, but all: the comparison of a search takes some for one that are two.
+
+        Returns
+        -------
+        list of Atoms
+            `minima`.
+
+        Raises
+        ------
+        InputError
+            Where the calculator cannot be sent to workers.
+        WorkersError
+            Where these cannot go on, or the executor is broken or shut down.
+        ArchiveError
+            Where the database cannot be written.
         """
-        to_do = what_to_refine(self._found.minima, self.archive, fmax, max_steps, self.verify is not None, every_end)
+        verify = self.verify is not None
+        numbers = what_to_refine(self._found.minima, self.archive, fmax, verify, every_end)
         self.refinement_failures = []
         try:
-            if to_do:
+            if numbers:
                 plan = replace(self.plan, score=None, forces=None)  # neither is needed, nor torch
-                workers = min(self.workers, len(to_do))
-                with crew_of(plan, workers, self.executor, self.call_limit, None) as crew:
-                    self.refinement_failures = refine(to_do, self.archive, crew)
+                limits = self.call_limit, self.trial_limit
+                with crew_of(plan, self.workers, self.executor, *limits, len(numbers)) as crew:
+                    how = fmax, max_steps, verify, lambda: self._stopping
+                    self.refinement_failures = refine(numbers, self.archive, crew, *how)
         finally:
+            self._stopping = False
             self._write_totals()
         return self.minima
 

@@ -161,15 +161,20 @@ class WorkerPool(Runner):
         atexit.unregister(self.terminate)
 
 
-def crew_of(plan: Plan, workers: int, executor: Any, call_limit: float | None, trial_limit: float | None) -> Runner:
-    """Who does the work of a search with these keywords of `GenerativeRSS`."""
+def crew_of(
+    plan: Plan,
+    workers: int,
+    executor: Any,
+    call_limit: float | None,
+    trial_limit: float | None,
+    jobs: int | None = None,
+) -> Runner:
+    """Who does the work of a search with these keywords of `GenerativeRSS`; of so many jobs, where that is known."""
     if executor is not None:
-        if call_limit is not None or trial_limit is not None:
-            raise InputError("Time limits are for workers of the search's own: leave them out with an executor.")
         executor = connect_scheduler(executor) if isinstance(executor, str) else executor
         return ForeignExecutor(plan, executor, 2 * workers)
     if workers > 1 or call_limit is not None or trial_limit is not None:
-        return WorkerPool(plan, workers, call_limit, trial_limit)
+        return WorkerPool(plan, workers if jobs is None else min(workers, jobs), call_limit, trial_limit)
     return InProcess(plan)
 
 

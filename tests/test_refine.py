@@ -1,19 +1,23 @@
 """Refinement: the same whoever does it, and what becomes of a minimum that cannot be refined."""
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+import os
+import signal
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import faulty
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.calculators.emt import EMT
 from ase.optimize import BFGS
 
 from ase_gss.archive import Archive
 from ase_gss.cli import main
+from ase_gss.found import Found
 from ase_gss.refine import refine, what_to_refine
 from ase_gss.search import GenerativeRSS
 from ase_gss.trial import Ended
-from ase_gss.workers import WorkerPool
+from ase_gss.workers import Runner, WorkerPool, WorkersError, perform
 
 
 def searched(path, calculator="emt", **keywords):
@@ -49,24 +53,108 @@ def test_refinement_is_the_same_whoever_does_it(tmp_path):
 @pytest.mark.parametrize("way", ["exiting", "hanging"])
 def test_what_strikes_costs_one_refinement_and_is_tried_again(tmp_path, way, caplog):
     search = searched(tmp_path / "x.db", getattr(faulty, way))
-    to_do = what_to_refine(search._found.minima, search.archive, 0.005, 300, False, every_end=True)
-    struck, whole = to_do[1], to_do
-    moved = struck.atoms.copy()
+    numbers = what_to_refine(search._found.minima, search.archive, 0.005, False, every_end=True)
+    struck = numbers[1]
+    moved = search.archive.atoms_of(struck).copy()
     moved.positions[:, 0] -= 1000
-    to_do = [replace(each, atoms=moved) if each is struck else each for each in to_do]
+    search.archive.atoms_of = lambda number: moved if number == struck else Archive.atoms_of(search.archive, number)
     with WorkerPool(search.plan, 2, call_limit=0.5) as crew:
-        reasons = refine(to_do, search.archive, crew)
-    assert [bool(reason) for reason in reasons] == [each is struck for each in whole]
-    assert f"1 of {len(whole)} could not be refined, the last so: " in caplog.text
-    assert struck.number not in search.archive.refined
-    assert len(search.archive.refined) == len(whole) - 1
+        reasons = refine(numbers, search.archive, crew)
+    assert sum(bool(reason) for reason in reasons) == 1
+    assert f"1 of {len(numbers)} could not be refined, the last so: " in caplog.text
+    assert search.archive.refined.keys() == set(numbers) - {struck}
     again = Archive(tmp_path / "x.db")
-    assert again.totals["refinement_calls"] == search.refinement_calls
     # The fatal call, its third, and those before it are counted.
     assert search.refinement_calls == 3 + sum(each.refinement_calls for each in again.refined.values())
-    assert [each.number for each in what_to_refine(search._found.minima, again, 0.005, 300, False, True)] == [
-        struck.number
-    ]
+    assert again.totals["refinement_calls"] == search.refinement_calls
+    assert what_to_refine(search._found.minima, again, 0.005, False, every_end=True) == [struck]
+
+
+def test_the_last_one_left_is_done_by_a_worker_too():
+    starts = [Atoms("Cu2", positions=[[-1000, 0, 0], [-997.9, 0, 0]])]
+    keywords = {"coupling": "rss", "starts": starts, "sigma_start": 1e-3, "workers": 2}
+    search = GenerativeRSS("Cu2", faulty.exiting, **keywords)
+    search.archive.append([ended(search.plan)])
+    search._found = Found(search.archive)
+    assert len(search.refine_minima()) == 1
+    assert search.refinement_failures == ["its worker died with exit code 3"]
+    assert search.refinement_calls == 3
+
+
+def ended(plan):
+    """A trial that is over, in a minimum."""
+    trial = plan.begin(0)
+    trial.atoms.calc = EMT()
+    energy, forces = trial.atoms.get_potential_energy(), trial.atoms.get_forces()
+    trial.end(Ended.MINIMUM, "", True, trial.atoms, energy, forces)
+    return trial
+
+
+class Ordered(Runner):
+    """Has all answers at once, in the order in which they were asked for; raises what it is told to."""
+
+    slots = 100
+
+    def __init__(self, plan, errors):
+        self._plan, self._errors = plan, errors
+
+    def submit(self, job):
+        future = Future()
+        if error := self._errors.get(job.numbers[0]):
+            future.set_exception(error)
+        else:
+            future.set_result(perform(self._plan, job))
+        return future
+
+
+def test_what_has_come_back_is_written_whatever_else_has_failed(tmp_path):
+    search = searched(tmp_path / "x.db")
+    numbers = what_to_refine(search._found.minima, search.archive, 0.005, False, every_end=True)
+    with pytest.raises(WorkersError, match="no workers"):
+        refine(numbers, search.archive, Ordered(search.plan, {numbers[0]: WorkersError("no workers")}))
+    assert Archive(tmp_path / "x.db").refined.keys() == set(numbers[1:])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_refinement_that_is_stopped_goes_on(tmp_path, workers):
+    search = searched(tmp_path / "x.db", workers=workers)
+    whole = len(what_to_refine(search._found.minima, search.archive, 0.005, False, every_end=True))
+    append = search.archive.append_refined
+    search.archive.append_refined = lambda refined: (append(refined), search.stop())
+    search.refine_minima(every_end=True)
+    assert 1 <= len(search.archive.refined) < whole
+    search.archive.append_refined = append
+    search.refine_minima(every_end=True)
+    assert len(search.archive.refined) == whole
+    search.run(trials=10)
+    assert search.trials == 10
+
+
+def test_sigterm_ends_the_command_and_keeps_what_is_done(tmp_path, monkeypatch, capsys):
+    searched(tmp_path / "x.db")
+    append = Archive.append_refined
+
+    def terminated(archive, refined):
+        append(archive, refined)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Archive, "append_refined", terminated)
+    arguments = ["refine", str(tmp_path / "x.db"), "--every-end"]
+    assert main(arguments) == 143
+    printed = capsys.readouterr()
+    assert "rank" in printed.out
+    assert printed.err == "Stopped by SIGTERM; the same command goes on from here.\n"
+    assert len(Archive(tmp_path / "x.db").refined) == 1
+    monkeypatch.undo()
+    assert main(arguments) == 0
+    assert len(Archive(tmp_path / "x.db").refined) > 1
+
+
+def test_an_executor_that_is_shut_down_is_told(tmp_path):
+    with ThreadPoolExecutor(1) as executor:
+        search = searched(tmp_path / "x.db", executor=executor)
+    with pytest.raises(WorkersError, match="start again with a new one: cannot schedule new futures after shutdown"):
+        search.refine_minima()
 
 
 def test_an_optimizer_that_fails_leaves_the_minimum_as_it_was_found(tmp_path, monkeypatch, caplog):
