@@ -304,7 +304,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _refine(options: argparse.Namespace) -> int:
-    from ase_gss.report import ranking_table, summary, summary_text
+    from ase_gss.report import minima_of, ranking_table, summary, summary_text
     from ase_gss.search import GenerativeRSS
 
     search = GenerativeRSS.resumed(
@@ -317,9 +317,10 @@ def _refine(options: argparse.Namespace) -> int:
     )
     with _ending_of(search) as ending:
         search.refine_minima(fmax=options.fmax, every_end=options.every_end)
-    print(ranking_table(search.minima, options.top))
+    minima = minima_of(search.archive)
+    print(ranking_table(minima.ranked(), options.top))
     print()
-    print(summary_text(summary(search.archive)))
+    print(summary_text(summary(search.archive, minima)))
     failures = search.refinement_failures
     if failures and all(failures):
         ending.status = ending.status or 1

@@ -4,7 +4,7 @@ import hashlib
 import pickle
 import sys
 import threading
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Future
 from typing import Any, Protocol
 
 from ase_gss.errors import InputError
@@ -59,7 +59,9 @@ class ForeignExecutor(Runner):
         self._plans = {stage: packed(plan, stage) for stage in ("sample", "relax")}
         self._plans |= {"learn": self._plans["sample"], "refine": self._plans["relax"]}
         self._digests = {stage: hashlib.sha256(sent).hexdigest() for stage, sent in self._plans.items()}
-        self._waiting: set[Future] = set()
+        self._tells_what_runs = type(executor).__module__.partition(".")[0] != "distributed"
+        self._tells_what_runs &= not isinstance(executor, _Scheduler)
+        self._waiting: set[_Forwarding] = set()
         self._all_done = threading.Condition()
 
     def submit(self, job: Job) -> Future:
@@ -73,14 +75,16 @@ class ForeignExecutor(Runner):
         message = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
         try:
             theirs = self._executor.submit(_perform, self._digests[job.stage], self._plans[job.stage], message)
-        except RuntimeError as error:  # BrokenExecutor is one; another is raised where it has been shut down
-            raise _broken(error) from error
-        future = _Forwarding(theirs)
+        except Exception as error:
+            if _is_gone(error):
+                raise _broken(error) from error
+            raise
+        future = _Forwarding(theirs, self._tells_what_runs)
         with self._all_done:
             self._waiting.add(future)
 
         def hand_over(done: Any) -> None:
-            if getattr(done, "cancelled", bool)():
+            if future.abandoned and getattr(done, "cancelled", bool)():
                 Future.cancel(future)
             if future.set_running_or_notify_cancel():
                 try:
@@ -105,7 +109,7 @@ class ForeignExecutor(Runner):
         with self._all_done:
             waiting, self._waiting = list(self._waiting), set()
         for future in waiting:
-            future.cancel()
+            future.abandon()
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -114,14 +118,23 @@ class ForeignExecutor(Runner):
 
 
 class _Forwarding(Future):
-    """A future of ours for one of theirs: what is under way there cannot be cancelled here."""
+    """A future of ours for one of theirs: what is under way there cannot be cancelled here.
 
-    def __init__(self, theirs: Any) -> None:
+    Dask does not tell what is, and would cancel it: there nothing is.
+    """
+
+    def __init__(self, theirs: Any, tells_what_runs: bool) -> None:
         super().__init__()
-        self._theirs = theirs
+        self._theirs, self._tells_what_runs = theirs, tells_what_runs
+        self.abandoned = False
 
     def cancel(self) -> bool:
         """Cancel it, where it has not begun."""
+        return self._tells_what_runs and self.abandon()
+
+    def abandon(self) -> bool:
+        """Cancel it, wherever it is, if they do so."""
+        self.abandoned = True
         return bool(self._theirs.cancel()) and super().cancel()
 
 
@@ -183,6 +196,13 @@ def _perform(digest: str, plan: bytes, message: bytes) -> Any:
     return perform(plans[digest], pickle.loads(message))
 
 
+def _is_gone(error: Exception) -> bool:
+    """Whether an executor has broken or was shut down, for which `concurrent.futures` has no class of its own."""
+    dask = sys.modules.get("distributed")
+    closed = dask is not None and isinstance(error, dask.client.ClosedClientError)
+    return closed or isinstance(error, BrokenExecutor) or type(error) is RuntimeError
+
+
 def _broken(error: BaseException) -> WorkersError:
     said = " ".join(str(error).split()).rstrip(".")
     return WorkersError(f"The executor is broken, so start again with a new one: {said}.")
@@ -192,6 +212,8 @@ def _translated(error: BaseException) -> BaseException:
     """What this package calls it."""
     if isinstance(error, BrokenExecutor):
         translated: BaseException = _broken(error)
+    elif isinstance(error, CancelledError):
+        translated = _broken(RuntimeError("it has cancelled what it was given"))
     elif "distributed" in sys.modules and isinstance(error, sys.modules["distributed"].KilledWorker):
         translated = WorkerLost("the workers that tried it died")
     else:

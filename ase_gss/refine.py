@@ -54,7 +54,8 @@ def refine(
     max_steps: int = 300,
     verify: bool = False,
     stopping: Callable[[], bool] = bool,
-) -> list[str]:
+    reasons: list[str] | None = None,
+) -> None:
     """Relax the ends of these trials to `fmax` and write what comes of each to the archive, at once.
 
     So what is interrupted goes on where it stopped. One that failed keeps the form it was found in and is tried again
@@ -72,14 +73,11 @@ def refine(
         See `Refinement`.
     stopping : callable
         Once it is true, what is under way is finished and nothing more is begun.
-
-    Returns
-    -------
-    list of str
-        Of each that was relaxed why its calculation, or the optimizer, has failed, empty where none has. A warning says
-        how many have.
+    reasons : list of str, optional
+        Gets of each that was relaxed why its calculation, or the optimizer, has failed, empty where none has. A warning
+        says how many have.
     """
-    reasons: dict[int, str] = {}
+    reasons = [] if reasons is None else reasons
     waiting = iter(numbers)
     flying: dict[Future, Refinement] = {}
 
@@ -87,16 +85,17 @@ def refine(
         """Write what has come back; the first error, if any, is for the time after."""
         error = None
         for future in done:
-            refinement = flying.pop(future)
             try:
                 refined = future.result()
             except WorkerLost as lost:
-                refined = refinement.failed(lost.reason, lost.force_calls)
+                refined = flying[future].failed(lost.reason, lost.force_calls)
             except Exception as raised:
                 error = error or raised
+                del flying[future]
                 continue
             archive.append_refined(refined)
-            reasons[refined.number] = refined.reason if refined.ended.is_failure else ""
+            del flying[future]
+            reasons.append(refined.reason if refined.ended.is_failure else "")
         return error
 
     try:
@@ -116,9 +115,9 @@ def refine(
     except BaseException:  # Ctrl-C may come anywhere
         write([future for future in flying if future.done() and not future.cancelled()])
         raise
-    if failed := [each for each in reasons.values() if each]:
-        _LOG.warning("%d of %d could not be refined, the last so: %s", len(failed), len(reasons), failed[-1])
-    return list(reasons.values())
+    finally:
+        if failed := [each for each in reasons if each]:
+            _LOG.warning("%d of %d could not be refined, the last so: %s", len(failed), len(reasons), failed[-1])
 
 
 def refined_minima(found: "Found", archive: Archive) -> MinimaList:

@@ -355,11 +355,10 @@ class GenerativeRSS:
                 self._found = Found(self.archive)
             raise
         finally:
-            self._stopping = False
             try:
                 crew.close()
             finally:
-                self._driver = None
+                self._driver, self._stopping = None, False
                 self.archive.release()
                 self._write_totals()
         self.dried_up = driver.dried_up
@@ -412,9 +411,17 @@ class GenerativeRSS:
             if numbers:
                 plan = replace(self.plan, score=None, forces=None)  # neither is needed, nor torch
                 limits = self.call_limit, self.trial_limit
-                with crew_of(plan, self.workers, self.executor, *limits, len(numbers)) as crew:
-                    how = fmax, max_steps, verify, lambda: self._stopping
-                    self.refinement_failures = refine(numbers, self.archive, crew, *how)
+                with crew_of(plan, self.workers, self.executor, *limits, jobs=len(numbers)) as crew:
+                    refine(
+                        numbers,
+                        self.archive,
+                        crew,
+                        fmax=fmax,
+                        max_steps=max_steps,
+                        verify=verify,
+                        stopping=lambda: self._stopping,
+                        reasons=self.refinement_failures,
+                    )
         finally:
             self._stopping = False
             self._write_totals()

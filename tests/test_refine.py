@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import faulty
@@ -12,6 +13,7 @@ from ase.calculators.emt import EMT
 from ase.optimize import BFGS
 
 from ase_gss.archive import Archive
+from ase_gss.calculator_source import calculator_source
 from ase_gss.cli import main
 from ase_gss.found import Found
 from ase_gss.refine import refine, what_to_refine
@@ -58,8 +60,9 @@ def test_what_strikes_costs_one_refinement_and_is_tried_again(tmp_path, way, cap
     moved = search.archive.atoms_of(struck).copy()
     moved.positions[:, 0] -= 1000
     search.archive.atoms_of = lambda number: moved if number == struck else Archive.atoms_of(search.archive, number)
+    reasons = []
     with WorkerPool(search.plan, 2, call_limit=0.5) as crew:
-        reasons = refine(numbers, search.archive, crew)
+        refine(numbers, search.archive, crew, reasons=reasons)
     assert sum(bool(reason) for reason in reasons) == 1
     assert f"1 of {len(numbers)} could not be refined, the last so: " in caplog.text
     assert search.archive.refined.keys() == set(numbers) - {struck}
@@ -150,11 +153,61 @@ def test_sigterm_ends_the_command_and_keeps_what_is_done(tmp_path, monkeypatch, 
     assert len(Archive(tmp_path / "x.db").refined) > 1
 
 
+def test_a_write_that_fails_can_be_made_up_for(tmp_path):
+    search = searched(tmp_path / "x.db")
+    numbers = what_to_refine(search._found.minima, search.archive, 0.005, False, every_end=True)
+    append, tried = search.archive.append_refined, []
+
+    def interrupted(refined):
+        tried.append(refined.number)
+        if len(tried) == 1:
+            raise KeyboardInterrupt
+        append(refined)
+
+    search.archive.append_refined = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        refine(numbers, search.archive, Ordered(search.plan, {}))
+    assert Archive(tmp_path / "x.db").refined.keys() == set(numbers)
+
+
+def test_failures_are_told_however_it_ends(tmp_path, caplog):
+    search = searched(tmp_path / "x.db")
+    search.archive.append_refined = lambda refined: (_ for _ in ()).throw(KeyboardInterrupt) if told(search) else None
+    search.plan.new_calculator = calculator_source(faulty.Striking(share=1.0), 0, 1)[0]
+    with pytest.raises(KeyboardInterrupt):
+        search.refine_minima(every_end=True)
+    assert search.refinement_failures == ["calculator: ValueError: no convergence"]
+    assert "1 of 1 could not be refined" in caplog.text
+
+
+def told(search):
+    """Whether it has told of one already."""
+    return search.refinement_failures
+
+
 def test_an_executor_that_is_shut_down_is_told(tmp_path):
     with ThreadPoolExecutor(1) as executor:
         search = searched(tmp_path / "x.db", executor=executor)
     with pytest.raises(WorkersError, match="start again with a new one: cannot schedule new futures after shutdown"):
         search.refine_minima()
+
+
+def test_a_cluster_is_stopped_and_goes_away(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    made = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    search = searched(tmp_path / "x.db", faulty.slow)
+    whole = len(what_to_refine(search._found.minima, search.archive, 0.005, False, every_end=True))
+    with distributed.LocalCluster(**made) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+        search.executor = client.get_executor(pure=False)
+        append = search.archive.append_refined
+        search.archive.append_refined = lambda refined: (append(refined), search.stop())
+        search.refine_minima(every_end=True)
+        assert 1 < len(search.archive.refined) < whole  # what is under way is finished, not thrown away
+        search.archive.append_refined = append
+        threading.Timer(0.2, client.close).start()
+        for _ in "while it works", "and after":
+            with pytest.raises(WorkersError, match="The executor is broken, so start again with a new one"):
+                search.refine_minima(every_end=True)
 
 
 def test_an_optimizer_that_fails_leaves_the_minimum_as_it_was_found(tmp_path, monkeypatch, caplog):
