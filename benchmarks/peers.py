@@ -14,7 +14,8 @@ end, accepted or not. Settings, those that are not the packages' own defaults:
 
 They relax with ASE's BFGS; with `-model` after the name with `ModelBFGS`, the optimizer of this project.
 
-AGOX is not here: its package brings ray, numba, dscribe and some twenty others.
+AGOX is not here: agox 3.11.1 installs beside the ASE of `constraints.txt` (3.29), but cannot be imported: it asks
+`ase.constraints` for `IndexedConstraint`, which is not there.
 """
 
 import contextlib
