@@ -59,8 +59,8 @@ class ForeignExecutor(Runner):
         self._plans = {stage: packed(plan, stage) for stage in ("sample", "relax")}
         self._plans |= {"learn": self._plans["sample"], "refine": self._plans["relax"]}
         self._digests = {stage: hashlib.sha256(sent).hexdigest() for stage, sent in self._plans.items()}
-        self._tells_what_runs = type(executor).__module__.partition(".")[0] != "distributed"
-        self._tells_what_runs &= not isinstance(executor, _Scheduler)
+        from_dask = isinstance(executor, _Scheduler) or type(executor).__module__.partition(".")[0] == "distributed"
+        self._tells_what_runs = not from_dask
         self._waiting: set[_Forwarding] = set()
         self._all_done = threading.Condition()
 
